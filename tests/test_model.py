@@ -1,0 +1,173 @@
+"""The model, its training step, and the sampler, all inside one process."""
+
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+import quatrains
+from conftest import ROOT
+
+DEFAULTS = SimpleNamespace(**{name: getattr(quatrains, name) for name in quatrains.SETTINGS})
+
+
+@pytest.fixture(scope="module", autouse=True)
+def device():
+    assert quatrains.load_tensorflow(use_gpu=False) == "/cpu:0"
+
+
+def small_model(words=12, **changes):
+    """A model of few words whose predictions are far from even."""
+    settings = SimpleNamespace(**vars(DEFAULTS) | {"gru_dim": 6} | changes)
+    rng = np.random.default_rng(5)
+    model = quatrains.build_model(rng.normal(0, 1, (words, 5)).astype("float32"), 4, settings)
+    kernel, bias = model.get_layer("dense").get_weights()
+    model.get_layer("dense").set_weights([kernel * 3, rng.normal(0, 1, bias.shape)])
+    return model
+
+
+def test_layers_and_hyperparameters_are_the_published_ones():
+    import keras
+
+    model = quatrains.build_model(np.ones((4705, 300), np.float32), 4, DEFAULTS)
+    assert [layer.name for layer in model.layers] == ["embedding", "GRU", "dense"]
+    embedding, gru, dense = model.layers
+    assert type(embedding) is keras.layers.Embedding
+    assert (embedding.input_dim, embedding.output_dim) == (4705, 300)
+    assert embedding.trainable
+    assert not embedding.mask_zero
+    assert (embedding.get_weights()[0] == 1).all()
+    assert type(gru) is keras.layers.GRU
+    assert (gru.units, gru.dropout, gru.recurrent_dropout) == (128, 0.5, 0.5)
+    assert gru.reset_after
+    assert gru.recurrent_activation is keras.activations.sigmoid
+    for penalty in (gru.kernel_regularizer, gru.recurrent_regularizer, gru.bias_regularizer):
+        assert type(penalty) is keras.regularizers.L2
+        assert float(penalty.l2) == pytest.approx(0.02)
+    assert type(dense) is keras.layers.Dense
+    assert dense.units == 4705
+    assert dense.activation is keras.activations.softmax
+    assert dense.kernel_regularizer is None
+    assert type(model.optimizer) is keras.optimizers.RMSprop
+    assert float(model.optimizer.learning_rate) == pytest.approx(0.003)
+    assert (model.optimizer.rho, model.optimizer.momentum) == (0.9, 0.0)
+    assert model.loss == "sparse_categorical_crossentropy"
+    assert model.count_params() == 4705 * 300 + 3 * 128 * (300 + 128 + 2) + 129 * 4705
+    assert model.input_shape == (None, 4)
+    assert model.output_shape == (None, 4705)
+
+
+def test_an_epoch_reports_weighted_training_and_plain_validation():
+    model = small_model(dropout=0.0, learning_rate=1e-9)
+    rng = np.random.default_rng(2)
+    phrases = rng.integers(0, 12, (50, 4)).astype(np.int32)
+    targets = rng.integers(0, 12, 50).astype(np.int32)
+    weights = rng.uniform(1, 9, 50).astype(np.float32)
+    training = quatrains.Samples(phrases[:40], targets[:40], weights[:40])
+    validation = quatrains.Samples(phrases[40:], targets[40:], np.ones(10, np.float32))
+    metrics = quatrains.train_epoch(model, training, validation, 20, rng)
+
+    probabilities = model.predict(phrases, verbose=0)
+    cross_entropy = -np.log(probabilities[np.arange(50), targets])
+    hits = probabilities.argmax(1) == targets
+    penalty = 0.02 * sum((weight**2).sum() for weight in model.get_layer("GRU").get_weights())
+    assert penalty > 0.1
+    assert metrics == pytest.approx(
+        {
+            "loss": (weights * cross_entropy)[:40].mean() + penalty,
+            "acc": hits[:40].mean(),
+            "val_loss": cross_entropy[40:].mean() + penalty,
+            "val_acc": hits[40:].mean(),
+        },
+        rel=1e-4,
+    )
+
+
+def test_training_learns():
+    model = small_model(dropout=0.1, regularization=0.0, learning_rate=0.01)
+    phrases = np.arange(48).reshape(12, 4).astype(np.int32) % 12
+    samples = quatrains.Samples(phrases, (phrases[:, 0] + 5) % 12, np.ones(12, np.float32))
+    rng = np.random.default_rng(1)
+    losses = [quatrains.train_epoch(model, samples, samples, 4, rng)["loss"] for _ in range(30)]
+    assert losses[-1] < losses[0] / 2
+
+
+def chi_square(drawn, probabilities):
+    counts = np.bincount(drawn, minlength=len(probabilities))
+    expected = probabilities * len(drawn)
+    return ((counts - expected) ** 2 / expected).sum()
+
+
+def test_sampler_draws_from_the_models_own_distribution():
+    model = small_model()
+    sampler = quatrains.build_sampler(model, 4, max_words=3)
+    rows = sampler(np.int32(40_000), np.array([1, 2], np.int32)).numpy()
+    assert rows.shape == (40_000, 3)
+    assert rows.dtype == np.int32
+    first = model.predict(np.zeros((1, 4)), verbose=0)[0]
+    assert first.max() > 3 * np.median(first)
+    # 11 degrees of freedom: above 40 once in 30,000 seeds.
+    assert chi_square(rows[:, 0], first) < 40
+    for word in np.argsort(first)[-3:]:
+        after = model.predict(np.array([[0, 0, 0, word]]), verbose=0)[0]
+        assert chi_square(rows[rows[:, 0] == word, 1], after) < 40
+        pairs = rows[rows[:, 0] == word]
+        next_word = np.bincount(pairs[:, 1]).argmax()
+        third = model.predict(np.array([[0, 0, word, next_word]]), verbose=0)[0]
+        assert chi_square(pairs[pairs[:, 1] == next_word, 2], third) < 40
+
+
+def test_quatrains_stop_at_a_break_or_at_max_words():
+    words = [quatrains.BREAK, *"abcdefghijk"]
+    sampler = quatrains.build_sampler(small_model(), 4, max_words=5)
+    drawn = quatrains.draw_quatrains(sampler, 500, words, np.random.default_rng(1))
+    assert len(drawn) == 500
+    assert quatrains.BREAK not in {token for tokens in drawn for token in tokens}
+    assert {len(tokens) for tokens in drawn} == {0, 1, 2, 3, 4, 5}
+    again = quatrains.draw_quatrains(sampler, 500, words, np.random.default_rng(1))
+    other = quatrains.draw_quatrains(sampler, 500, words, np.random.default_rng(2))
+    assert drawn == again != other
+
+
+def test_a_saved_model_loads_in_plain_keras(tmp_path):
+    model = small_model()
+    path = tmp_path / "model.keras"
+    model.save(path)
+    phrases = np.array([[1, 2, 3, 4], [0, 0, 0, 0]], np.int32)
+    np.save(tmp_path / "expected.npy", model.predict(phrases, verbose=0))
+    code = (
+        "import sys, keras, numpy as np\n"
+        "model = keras.models.load_model(sys.argv[1])\n"
+        "given = model.predict(np.array([[1, 2, 3, 4], [0, 0, 0, 0]]), verbose=0)\n"
+        "np.testing.assert_allclose(given, np.load(sys.argv[2]), rtol=1e-5)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(path), str(tmp_path / "expected.npy")],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert not (ROOT / "model.keras").exists()
+
+
+def test_a_gpu_that_tensorflow_does_not_see_is_refused(monkeypatch):
+    import tensorflow as tf
+
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: [])
+    with pytest.raises(quatrains.InputError, match="use_gpu = True, but TensorFlow sees no GPU"):
+        quatrains.load_tensorflow(use_gpu=True)
+
+
+def test_a_gpu_gets_memory_growth(monkeypatch):
+    import tensorflow as tf
+
+    grown = []
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: [f"{kind}:0"])
+    monkeypatch.setattr(
+        tf.config.experimental, "set_memory_growth", lambda gpu, on: grown.append((gpu, on))
+    )
+    assert quatrains.load_tensorflow(use_gpu=True) == "/gpu:0"
+    assert grown == [("GPU:0", True)]

@@ -1,0 +1,179 @@
+"""The script as its users run it: whole trainings, and what bad input gets."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+
+import quatrains
+from conftest import ROOT, SMALL, arguments, write_verses
+
+EPOCH = re.compile(
+    r"Epoch (\d)/2 - [\d.]+s - loss: ([\d.]+) - acc: ([\d.]+)"
+    r" - val_loss: ([\d.]+) - val_acc: ([\d.]+)"
+)
+
+
+def run_script(folder, **settings):
+    return subprocess.run(
+        [sys.executable, ROOT / "quatrains.py", *arguments(**settings)],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+    )
+
+
+def read_scalars(folder):
+    """Read back {tag: [(step, value), ...]} from the event file of a folder."""
+    import tensorflow as tf
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    assert len(list(folder.iterdir())) == 1
+    events = EventAccumulator(str(folder)).Reload()
+    return {
+        tag: [
+            (event.step, float(tf.make_ndarray(event.tensor_proto)))
+            for event in events.Tensors(tag)
+        ]
+        for tag in events.Tags()["tensors"]
+    }
+
+
+@pytest.fixture(scope="module")
+def trainings(tmp_path_factory):
+    """The same small training twice, into the same folder."""
+    folder = tmp_path_factory.mktemp("trainings")
+    write_verses(folder / "verses.txt")
+    settings = SMALL | {"corpus": "verses.txt"}
+    return folder, [run_script(folder, **settings) for _ in range(2)]
+
+
+def test_a_training_prints_its_story(trainings):
+    _, (done, _) = trainings
+    assert done.returncode == 0
+    assert done.stderr == ""
+    out = done.stdout
+    assert out.startswith("Settings:\n")
+    assert "gru_dim = 8" in out
+    assert "verses.txt has 60 quatrains" in out
+    samples = re.search(r"\nRun 0\nTrain on (\d+) samples, validate on (\d+) samples\n", out)
+    tokens = int(re.search(r"(\d,\d{3}) tokens", out)[1].replace(",", ""))
+    assert int(samples[1]) == int(0.95 * (tokens - 2 * 60))
+    assert int(samples[1]) + int(samples[2]) == tokens - 2 * 60
+    first, second = re.split(r"\nRun \d\n", out)[1:]
+    for run in (first, second):
+        assert len(EPOCH.findall(run)) == 2
+        verses = run.split("\n\n")[1:]
+        assert len(verses) == 3
+        for verse in verses:
+            assert verse.strip().count("\n") <= 3
+            assert not re.search(r"\s[.,;!?]|mars|rome", verse)
+
+
+def test_scalars_are_what_was_printed(trainings):
+    folder, (_, done) = trainings
+    printed = [tuple(map(float, row[1:])) for row in EPOCH.findall(done.stdout)]
+    logged = []
+    for run in (0, 1):
+        train = read_scalars(folder / "logs" / str(run) / "train")
+        validation = read_scalars(folder / "logs" / str(run) / "validation")
+        assert set(train) == set(validation) == {"loss", "acc"}
+        columns = [*(train[tag] for tag in ("loss", "acc"))]
+        columns += [validation[tag] for tag in ("loss", "acc")]
+        for column in columns:
+            assert [step for step, _ in column] == [2 * run, 2 * run + 1]
+        logged += [tuple(value for _, value in row) for row in zip(*columns, strict=True)]
+    assert len(printed) == len(logged) == 4
+    for row, values in zip(printed, logged, strict=True):
+        assert row == pytest.approx(values, abs=5.1e-5)
+
+
+def test_a_seed_repeats_a_training_exactly(trainings):
+    _, outputs = trainings
+    told = [
+        re.sub(r"\d+\.\ds|The logs of.*\n", "", done.stdout).partition("Corpus:")[2]
+        for done in outputs
+    ]
+    assert told[0] == told[1] != ""
+    assert len(EPOCH.findall(outputs[0].stdout)) == 4
+
+
+def test_an_earlier_trainings_logs_are_kept(trainings):
+    folder, (_, second) = trainings
+    moved = re.search(r"earlier training are now in (logs\S+)\.\n", second.stdout)[1]
+    assert re.fullmatch(r"logs.earlier.\d{8}-\d{6}", moved)
+    earlier = {path.name for path in (folder / moved).iterdir()}
+    assert earlier == {"0", "1"}
+    assert read_scalars(folder / moved / "1" / "train")["loss"][0][0] == 2
+
+
+def test_raw_prints_token_lines(tmp_path, capsys, monkeypatch, verses):
+    monkeypatch.chdir(tmp_path)
+    settings = SMALL | {"corpus": verses, "runs": 1, "raw": True}
+    assert quatrains.main(arguments(**settings)) == 0
+    lines = capsys.readouterr().out.splitlines()[-3:]
+    known = set(quatrains.load_corpus(verses).words[1:])
+    assert all(set(line.split()) <= known for line in lines)
+    assert any(" ." in line or " ," in line for line in lines)
+
+
+BAD_CORPORA = {
+    "missing": (None, "cannot be read"),
+    "empty": (b"", "has no words"),
+    "comments": (b"# only\n# comments\n", "has no words"),
+    "undecodable": ("quatrains \xe9gar\xe9s".encode("latin-1"), "is not UTF-8"),
+    "too small": (b"one two three four five six seven", "too few"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_CORPORA)
+def test_bad_corpora_are_one_line_and_touch_nothing(case, tmp_path, capsys, monkeypatch):
+    content, reason = BAD_CORPORA[case]
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "bad.txt"
+    if content is not None:
+        path.write_bytes(content)
+    before = sorted(tmp_path.rglob("*"))
+    assert quatrains.main(arguments(**SMALL | {"corpus": "bad.txt"})) == 2
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    assert reason in message
+    assert "corpus" in message
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_gpu_asked_for_and_not_there_touches_nothing(tmp_path, capsys, monkeypatch, verses):
+    import tensorflow as tf
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: [])
+    (tmp_path / "logs" / "0").mkdir(parents=True)
+    assert quatrains.main(arguments(**SMALL | {"corpus": verses, "use_gpu": True})) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("quatrains: use_gpu = True, but TensorFlow sees no GPU")
+    assert message.count("\n") == 1
+    assert (tmp_path / "logs" / "0").is_dir()
+
+
+def test_logs_that_cannot_be_written_are_refused(tmp_path, capsys, monkeypatch, verses):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "taken").write_text("")
+    assert quatrains.main(arguments(**SMALL | {"corpus": verses, "logs": "taken"})) == 2
+    assert "logs taken cannot be written" in capsys.readouterr().err
+
+
+def test_importing_the_script_does_nothing(tmp_path):
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import sys; sys.path.insert(0, sys.argv[1]); import quatrains",
+            ROOT,
+        ],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert list(tmp_path.iterdir()) == []
