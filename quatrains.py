@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
+import io
 import itertools
 import math
 import os
@@ -34,7 +36,7 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import numpy as np
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # load_tensorflow binds these when it is called.
     import keras
     import tensorflow as tf
 
@@ -81,45 +83,50 @@ glove = "auto"
 logs = "logs"
 
 
+# Prints at once, also into a pipe or a file.
+say = functools.partial(print, flush=True)
+
+
 class InputError(Exception):
     """A mistake that the user can mend; its text names the setting or file and the way out."""
 
 
 class Setting(NamedTuple):
-    """What a setting is for, its type, and what is legal, in words and as a test."""
+    """What a setting is for, its type, and the smallest and largest number it may be."""
 
     meaning: str
     kind: type
-    legal: str
-    test: Callable[[Any], bool]
+    low: float = 0
+    high: float = math.inf
+
+    def legal(self) -> str:
+        """Say what the setting may be."""
+        if self.kind is bool:
+            return "True or False"
+        if self.kind is str:
+            return "a text of at least one letter"
+        upper = f" to {self.high}" if self.high < math.inf else ""
+        return f"a {'whole ' if self.kind is int else ''}number from {self.low}{upper}"
 
 
-FLAG = (bool, "True or False", lambda flag: flag in (True, False))
-COUNT = (int, "a whole number from 1", lambda n: n >= 1)
-SEED = (int, "None or a whole number from 0 to 4294967295", lambda n: 0 <= n < 2**32)
-SHARE = (float, "a number from 0 to below 1", lambda x: 0 <= x < 1)
-PENALTY = (float, "a number from 0", lambda x: 0 <= x < math.inf)
-STEP_SIZE = (float, "a number above 0", lambda x: 0 < x < math.inf)
-PATH = (str, "a path", lambda path: path.strip() != "")
-VECTORS = (str, '"auto", "none" or a path', lambda path: path.strip() != "")
 SETTINGS = {
-    "use_gpu": Setting("train on /gpu:0 instead of /cpu:0", *FLAG),
-    "embedding_dim": Setting("numbers in the vector of a word", *COUNT),
-    "gru_dim": Setting("units of the GRU", *COUNT),
-    "dropout": Setting("part of the GRU's inputs and state hidden in training", *SHARE),
-    "regularization": Setting("L2 penalty on the GRU's weights", *PENALTY),
-    "phrase_len": Setting("tokens seen before the next one is guessed", *COUNT),
-    "batch_size": Setting("samples a training step", *COUNT),
-    "learning_rate": Setting("step size of RMSprop", *STEP_SIZE),
-    "runs": Setting("runs of a training", *COUNT),
-    "epochs_per_run": Setting("epochs a run", *COUNT),
-    "seed": Setting("number that makes a training repeat exactly", *SEED),
-    "quatrains_per_run": Setting("quatrains written after each run", *COUNT),
-    "max_words": Setting("most words of a quatrain", *COUNT),
-    "raw": Setting("print the bare tokens, one quatrain a line", *FLAG),
-    "corpus": Setting("text to learn from", *PATH),
-    "glove": Setting("where word vectors come from", *VECTORS),
-    "logs": Setting("folder for TensorBoard", *PATH),
+    "use_gpu": Setting("train on /gpu:0 instead of /cpu:0", bool),
+    "embedding_dim": Setting("numbers in the vector of a word", int, 1),
+    "gru_dim": Setting("units of the GRU", int, 1),
+    "dropout": Setting("part of the GRU's inputs and state hidden in training", float, 0, 0.99),
+    "regularization": Setting("L2 penalty on the GRU's weights", float, 0, 1e9),
+    "phrase_len": Setting("tokens seen before the next one is guessed", int, 1),
+    "batch_size": Setting("samples a training step", int, 1),
+    "learning_rate": Setting("step size of RMSprop", float, 1e-9, 1e9),
+    "runs": Setting("runs of a training", int, 1),
+    "epochs_per_run": Setting("epochs a run", int, 1),
+    "seed": Setting("None, or what makes a training repeat exactly", int, 0, 2**32 - 1),
+    "quatrains_per_run": Setting("quatrains written after each run", int, 1),
+    "max_words": Setting("most words of a quatrain", int, 1),
+    "raw": Setting("print the bare tokens, one quatrain a line", bool),
+    "corpus": Setting("file to learn from", str),
+    "glove": Setting('where word vectors come from: "auto", "none" or a file', str),
+    "logs": Setting("folder for TensorBoard", str),
 }
 
 
@@ -146,13 +153,12 @@ def read_settings(defaults: Mapping[str, Any], arguments: Sequence[str]) -> Simp
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )
-    for name, (meaning, kind, legal, _) in SETTINGS.items():
+    for name, setting in SETTINGS.items():
+        flag = {"action": argparse.BooleanOptionalAction}
         parser.add_argument(
             "--" + name.replace("_", "-"),
-            help=f"{meaning}: {legal} (default: {defaults[name]})",
-            **(
-                {"action": argparse.BooleanOptionalAction} if kind is bool else {"metavar": "VALUE"}
-            ),
+            help=f"{setting.meaning}: {setting.legal()} (default: {defaults[name]})",
+            **(flag if setting.kind is bool else {"metavar": "VALUE"}),
         )
     given = vars(parser.parse_args(arguments))
     chosen = dict(defaults) | {name: parse_setting(name, text) for name, text in given.items()}
@@ -177,14 +183,17 @@ def parse_setting(name: str, text: str | bool) -> Any:
 
 def check_setting(name: str, value: Any) -> Any:
     """Return a legal value in its setting's type; raise InputError for any other."""
-    _, kind, legal, test = SETTINGS[name]
+    setting = SETTINGS[name]
     if name == "seed" and value is None:
         return None
-    if kind is float and type(value) is int:
+    if setting.kind is float and type(value) is int:
         value = float(value)
-    if type(value) is kind and test(value):
+    legal = type(value) is setting.kind and value != ""
+    if legal and setting.kind in (int, float):
+        legal = setting.low <= value <= setting.high
+    if legal:
         return value
-    raise InputError(f"{name} = {value!r} will not do: it must be {legal}")
+    raise InputError(f"{name} = {value!r} will not do: it must be {setting.legal()}")
 
 
 def describe_settings(settings: SimpleNamespace) -> str:
@@ -231,17 +240,12 @@ def read_corpus(path: Path) -> list[str]:
     return quatrains
 
 
-def split_words(text: str) -> list[str]:
-    """Split a text into words and punctuation marks, capitals kept."""
-    return TOKEN.findall(text)
-
-
 def tokenize(text: str) -> list[str]:
     """Split a text into lower-case tokens, `. , ; ! ?` being tokens of their own.
 
     Hyphens and apostrophes stay inside words. `encode` adds the breaks around a quatrain.
     """
-    return [word.lower() for word in split_words(text)]
+    return [word.lower() for word in TOKEN.findall(text)]
 
 
 def build_vocabulary(quatrains: Iterable[Sequence[str]]) -> tuple[list[str], np.ndarray]:
@@ -342,16 +346,6 @@ GLOVE_URL = "https://huggingface.co/stanfordnlp/glove/resolve/main/glove.6B.zip"
 EMBEDDING_STDDEV = 0.4
 
 
-def find_glove(setting: str, dim: int, folder: Path) -> Path | None:
-    """Say which file the vectors come from; None when `setting` wants none or none is there."""
-    if setting == "none":
-        return None
-    if setting != "auto":
-        return Path(setting)
-    candidates = (folder / f"glove.6B.{dim}d.txt", folder / "glove.6B.zip")
-    return next((path for path in candidates if path.exists()), None)
-
-
 @contextlib.contextmanager
 def open_glove(path: Path, dim: int) -> Iterator[IO[bytes]]:
     """Open a text file of vectors, or the one for `dim` dimensions inside a zip, as bytes."""
@@ -360,7 +354,9 @@ def open_glove(path: Path, dim: int) -> Iterator[IO[bytes]]:
         with contextlib.ExitStack() as stack:
             if path.suffix.lower() == ".zip":
                 archive = stack.enter_context(zipfile.ZipFile(path))
-                yield stack.enter_context(archive.open(member))
+                # Buffered, because a zip member hands out lines three times as slowly by itself.
+                file = stack.enter_context(archive.open(member))
+                yield stack.enter_context(io.BufferedReader(file, 2**18))
             else:
                 yield stack.enter_context(path.open("rb"))
     except KeyError:
@@ -375,42 +371,52 @@ def open_glove(path: Path, dim: int) -> Iterator[IO[bytes]]:
 
 
 def read_glove(path: Path, words: Sequence[str], dim: int) -> tuple[np.ndarray, np.ndarray, str]:
-    """Read the vectors of the given words out of a GloVe file.
+    """Read the vectors of the given words out of a GloVe file, and look at no others.
 
     A line is a word and `dim` numbers, separated by single spaces. Returns the indices of the words
     found (int64), their vectors (float32, found x dim), and a sentence on what was wrong with the
     file, or "". Raises InputError when it is not a file of `dim` dimensions at all.
     """
     wanted = {word.encode(): index for index, word in enumerate(words)}
-    found: dict[int, list[float]] = {}
-    passed_over: list[int] = []
-    number = 0
+    found: dict[int, np.ndarray] = {}
+    damaged: list[int] = []
+    number, line = 0, b""
     with open_glove(path, dim) as lines:
         for number, line in enumerate(lines, 1):
-            word, _, numbers = line.partition(b" ")
-            try:
-                if numbers.count(b" ") != dim - 1 or word == b"<unk>":
-                    raise ValueError
-                if word in wanted:
-                    found[wanted[word]] = [float(x) for x in numbers.split(b" ")]
-                elif not word.isascii():
-                    word.decode()
-            except ValueError:
-                passed_over.append(number)
-            if passed_over == [1]:
+            word = line.partition(b" ")[0]
+            if word in wanted or number == 1:
+                vector = parse_vector(line, dim)
+                if vector is None:
+                    damaged.append(number)
+                elif word in wanted:
+                    found[wanted[word]] = vector
+            elif not word.isascii() and word.decode(errors="ignore").encode() != word:
+                damaged.append(number)
+            if damaged == [1]:
                 break
-    if number == 0 or passed_over == [1]:
+    if number == 0 or damaged == [1]:
         raise InputError(
             f"GloVe file {path} does not start with a word and {dim} numbers: set embedding_dim to "
             "the size of its vectors, or glove to another file"
         )
+    if line.startswith(b"<unk> ") or (number not in damaged and parse_vector(line, dim) is None):
+        damaged.append(number)
     note = ""
-    if passed_over:
+    if damaged:
         note = (
-            f"{len(passed_over)} of its lines were passed over, being cut, not UTF-8, or no word "
-            f"of GloVe's (line {passed_over[0]:,} is the first)."
+            f"{len(damaged)} of its lines were passed over, being cut, not UTF-8, or no word of "
+            f"GloVe's (line {damaged[0]:,} is the first)."
         )
-    return np.array([*found], int), np.array([*found.values()], np.float32).reshape(-1, dim), note
+    return np.array([*found], int), np.array([*found.values()]).reshape(-1, dim), note
+
+
+def parse_vector(line: bytes, dim: int) -> np.ndarray | None:
+    """Parse the `dim` numbers after the word of a line (float32); None if they are not that."""
+    try:
+        vector = np.array(line.split()[1:], np.float32)
+    except ValueError:
+        return None
+    return vector if len(vector) == dim else None
 
 
 def start_embeddings(
@@ -422,7 +428,10 @@ def start_embeddings(
     normal with GloVe's spread.
     """
     embeddings = rng.normal(0, EMBEDDING_STDDEV, (len(words), dim)).astype(np.float32)
-    path = find_glove(setting, dim, Path("data"))
+    bundled = (Path(f"data/glove.6B.{dim}d.txt"), Path("data/glove.6B.zip"))
+    path = Path(setting) if setting not in ("auto", "none") else None
+    if setting == "auto":
+        path = next((file for file in bundled if file.exists()), None)
     if path is not None:
         indices, vectors, note = read_glove(path, words, dim)
         embeddings[indices] = vectors
@@ -442,11 +451,12 @@ def start_embeddings(
 
 
 def load_tensorflow(use_gpu: bool) -> str:
-    """Import TensorFlow and Keras, make the device ready, and return its name.
+    """Import TensorFlow and Keras for all that follows, and return the device, made ready.
 
-    They are imported only here, because that takes seconds that --help and a mistyped setting need
-    not cost. Raises InputError when a GPU is wanted and TensorFlow sees none.
+    Not imported at the top, because that takes seconds that --help and a mistyped setting need not
+    cost. Raises InputError when a GPU is wanted and TensorFlow sees none.
     """
+    global keras, tf
     # 3 silences TensorFlow; on a GPU its warnings (1) tell which library is missing.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1" if use_gpu else "3")
     os.environ["KERAS_BACKEND"] = "tensorflow"
@@ -492,24 +502,12 @@ def quiet_stderr() -> Iterator[None]:
             os.close(terminal)
 
 
-def seed_tensorflow(seed: int, exact: bool) -> None:
-    """Seed all that TensorFlow and Keras draw; `exact` also makes sums run in a fixed order."""
-    import keras
-    import tensorflow as tf
-
-    keras.utils.set_random_seed(seed)
-    if exact:
-        tf.config.experimental.enable_op_determinism()
-
-
 def build_model(embeddings: np.ndarray, phrase_len: int, settings: SimpleNamespace) -> keras.Model:
     """Build and compile the model of 2017: Embedding -> GRU -> Dense softmax.
 
     Takes the embedding to start from (words x dim). The model maps phrases (int32, batch x
     phrase_len) to the probabilities of the next word (float32, batch x words).
     """
-    import keras
-
     words, dim = embeddings.shape
     penalty = settings.regularization
     layers = [
@@ -537,34 +535,132 @@ def build_model(embeddings: np.ndarray, phrase_len: int, settings: SimpleNamespa
     return model
 
 
+def predict_logits(model: keras.Model, phrases: tf.Tensor, training: bool = False) -> tf.Tensor:
+    """Run the layers of the model up to its softmax (float32, batch x words)."""
+    embedding, gru, dense = model.layers
+    return tf.matmul(gru(embedding(phrases), training=training), dense.kernel) + dense.bias
+
+
 # ==== Training ====
 
 METRICS = ("loss", "acc", "val_loss", "val_acc")
+# Steps that one call of the compiled graph takes. More save nothing; fewer copy the weights more.
+STEPS_PER_CALL = 8
 
 
-def train_epoch(
-    model: keras.Model,
-    training: Samples,
-    validation: Samples,
-    batch_size: int,
-    rng: np.random.Generator,
-) -> dict[str, float]:
-    """Show the model every training sample once, in a new order, then measure it.
+def build_epoch(
+    model: keras.Model, training: Samples, validation: Samples, batch_size: int
+) -> Callable[[np.random.Generator], dict[str, float]]:
+    """Compile an epoch: show the model every training sample once, in a new order, and measure it.
 
-    Returns the METRICS. Losses include the L2 penalty; accuracies are not weighted.
+    Returns a function that draws order and dropout from the generator it is given, trains, and
+    returns the METRICS. Losses include the L2 penalty; accuracies are not weighted.
     """
-    # Ours, because Keras's own shuffle takes the same order in every epoch once a seed is set.
-    order = rng.permutation(len(training.targets))
-    history = model.fit(
-        training.phrases[order],
-        training.targets[order],
-        sample_weight=training.weights[order],
-        batch_size=batch_size,
-        shuffle=False,
-        validation_data=validation,
-        verbose=0,
+    embedding, gru, _ = model.layers
+    train_steps = compile_train_steps(model, training)
+    evaluate = compile_evaluation(model)
+    size, check_size = len(training.targets), len(validation.targets)
+    calls = -(-size // (STEPS_PER_CALL * batch_size))
+    # 16 random bits for each place in the masks of a step, see `given_masks`.
+    bits_shape = (STEPS_PER_CALL, 3, batch_size, (embedding.output_dim + gru.units + 1) // 2)
+
+    def epoch(rng: np.random.Generator) -> dict[str, float]:
+        order = np.full(calls * STEPS_PER_CALL * batch_size, -1, np.int32)
+        order[:size] = rng.permutation(size)
+        sums = []
+        for batches in order.reshape(calls, STEPS_PER_CALL, batch_size):
+            seed = rng.integers(2**31, size=2)
+            bits = tf.random.stateless_uniform(bits_shape, seed, None, None, tf.int32)
+            sums.append(train_steps(batches, (batches[:, 0] >= 0).sum(), bits))
+        parts = (slice(i, i + batch_size) for i in range(0, check_size, batch_size))
+        checks = [evaluate(validation.phrases[i], validation.targets[i]) for i in parts]
+        loss, acc = tf.add_n(sums).numpy() / size
+        val_loss, val_acc = tf.add_n(checks).numpy() / check_size
+        val_loss += tf.add_n(model.losses).numpy()
+        return {"loss": loss, "acc": acc, "val_loss": val_loss, "val_acc": val_acc}
+
+    return epoch
+
+
+def compile_train_steps(model: keras.Model, training: Samples) -> Callable:
+    """Compile training steps with XLA, several to a call.
+
+    The graph takes batches of sample numbers (int32, STEPS_PER_CALL x batch_size; -1 is no sample),
+    how many of the batches to train on, and random bits for their dropout. It returns the sums over
+    their samples of the losses and of the hits (float32).
+
+    XLA, because it melts the many small operations of this model into few. Two things it does
+    badly: it draws random numbers slowly, hence the bits from outside; and each call copies the
+    weights, hence several steps to a call.
+    """
+    data = [tf.constant(array) for array in training]
+    cell = model.get_layer("GRU").cell
+    weights = model.trainable_variables
+    model.optimizer.build(weights)
+
+    def train_step(numbers: tf.Tensor, bits: tf.Tensor) -> tf.Tensor:
+        phrases, targets, factors = (tf.gather(array, tf.maximum(numbers, 0)) for array in data)
+        is_sample = tf.cast(numbers >= 0, tf.float32)
+        count = tf.reduce_sum(is_sample)
+        with tf.GradientTape() as tape:
+            with given_masks(cell, bits):
+                logits = predict_logits(model, phrases, training=True)
+            losses = tf.nn.sparse_softmax_cross_entropy_with_logits(targets, logits)
+            loss = tf.reduce_sum(is_sample * factors * losses) / count + tf.add_n(model.losses)
+        gradients = tape.gradient(loss, [weight.value for weight in weights])
+        # Dense, as in 2017: Keras would square apart the parts of a word that the batch has twice.
+        model.optimizer.apply([tf.convert_to_tensor(gradient) for gradient in gradients], weights)
+        return tf.stack([loss * count, tf.reduce_sum(is_sample * hits(logits, targets))])
+
+    @tf.function(jit_compile=True)
+    def train_steps(batches: tf.Tensor, steps: tf.Tensor, bits: tf.Tensor) -> tf.Tensor:
+        return tf.while_loop(
+            lambda step, _: step < steps,
+            lambda step, sums: (step + 1, sums + train_step(batches[step], bits[step])),
+            (tf.zeros_like(steps), tf.zeros(2)),
+        )[1]
+
+    return train_steps
+
+
+def compile_evaluation(model: keras.Model) -> Callable:
+    """Compile the measuring of samples: from phrases and targets to sums of losses and hits."""
+
+    @tf.function(reduce_retracing=True)
+    def evaluate(phrases: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
+        logits = predict_logits(model, phrases)
+        losses = tf.nn.sparse_softmax_cross_entropy_with_logits(targets, logits)
+        return tf.stack([tf.reduce_sum(losses), tf.reduce_sum(hits(logits, targets))])
+
+    return evaluate
+
+
+def hits(logits: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
+    """Say of each sample whether its target is the likeliest word: 1.0 or 0.0."""
+    of_target = tf.gather(logits, targets, batch_dims=1)
+    return tf.cast(of_target >= tf.reduce_max(logits, 1), tf.float32)
+
+
+@contextlib.contextmanager
+def given_masks(cell: keras.layers.GRUCell, bits: tf.Tensor) -> Iterator[None]:
+    """Let a GRU cell take its dropout masks from random bits rather than draw them itself.
+
+    As in Keras, each sample has for each of the three gates one mask over its inputs and one over
+    the state, the same at all steps of its phrase: 0 with probability `cell.dropout`, otherwise
+    1 / (1 - dropout). Takes int32 bits (3 x batch x half the inputs and units).
+    """
+    _, batch, half = bits.shape
+    numbers = tf.cast(tf.reshape(tf.bitcast(bits, tf.uint16), (3, batch, 2 * half)), tf.int32)
+    masks = tf.cast(numbers >= round(cell.dropout * 2**16), tf.float32) / (1 - cell.dropout)
+    inputs = cell.kernel.shape[0]
+    cell.get_dropout_mask = lambda _: tf.unstack(masks[:, :, :inputs])
+    cell.get_recurrent_dropout_mask = lambda _: tf.unstack(
+        masks[:, :, inputs : inputs + cell.units]
     )
-    return {name: history.history[name][-1] for name in METRICS}
+    try:
+        yield
+    finally:
+        del cell.get_dropout_mask, cell.get_recurrent_dropout_mask
 
 
 # ==== Sampling ====
@@ -577,19 +673,20 @@ def build_sampler(model: keras.Model, phrase_len: int, max_words: int) -> Callab
     quatrains x max_words), of which those after a first break mean nothing. Every quatrain starts
     from an all-break phrase; each next word is drawn from the whole predicted distribution.
     """
-    import tensorflow as tf
 
     @tf.function(input_signature=[tf.TensorSpec((), tf.int32), tf.TensorSpec((2,), tf.int32)])
     def sample(count: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-        phrases = tf.zeros((count, phrase_len), tf.int32)
-        drawn = tf.TensorArray(tf.int32, max_words)
-        for position in tf.range(max_words):
-            logits = tf.math.log(model(phrases, training=False))
+        def draw(position: tf.Tensor, phrases: tf.Tensor, quatrains: tf.TensorArray) -> tuple:
+            logits = predict_logits(model, phrases)
             word_seed = tf.random.experimental.stateless_fold_in(seed, position)
             words = tf.random.stateless_categorical(logits, 1, word_seed, tf.int32)
             phrases = tf.ensure_shape(tf.concat([phrases[:, 1:], words], 1), (None, phrase_len))
-            drawn = drawn.write(position, words[:, 0])
-        return tf.transpose(drawn.stack())
+            return position + 1, phrases, quatrains.write(position, words[:, 0])
+
+        phrases = tf.zeros((count, phrase_len), tf.int32)
+        loop = (0, phrases, tf.TensorArray(tf.int32, max_words))
+        _, _, quatrains = tf.while_loop(lambda position, *_: position < max_words, draw, loop)
+        return tf.transpose(quatrains.stack())
 
     return sample
 
@@ -620,7 +717,7 @@ def learn_spelling(quatrains: Iterable[str]) -> Spelling:
     forms: dict[str, Counter[str]] = {}
     line_ends = set()
     for line in itertools.chain.from_iterable(map(str.splitlines, quatrains)):
-        words = split_words(line)
+        words = TOKEN.findall(line)
         line_ends.update(word.lower() for word in words[-1:])
         for before, word in itertools.pairwise(words):
             if before not in SENTENCE_ENDS:
@@ -673,11 +770,6 @@ def break_lines(tokens: Sequence[str], line_ends: set[str]) -> list[Sequence[str
 # ==== Logs ====
 
 
-def say(text: str = "") -> None:
-    """Print at once, also into a pipe or a file."""
-    print(text, flush=True)
-
-
 def prepare_logs(folder: Path) -> None:
     """Make the log folder, and move an earlier training in it to `earlier/<when it started>`.
 
@@ -702,8 +794,6 @@ def prepare_logs(folder: Path) -> None:
 
 def open_writers(folder: Path) -> dict[str, tf.summary.SummaryWriter]:
     """Open the two event files of a run; TensorBoard draws them as two curves of one chart."""
-    import tensorflow as tf
-
     return {
         prefix: tf.summary.create_file_writer(str(folder / name))
         for prefix, name in (("", "train"), ("val_", "validation"))
@@ -712,8 +802,6 @@ def open_writers(folder: Path) -> dict[str, tf.summary.SummaryWriter]:
 
 def log_epoch(writers: Mapping[str, Any], epoch: int, metrics: Mapping[str, float]) -> None:
     """Write loss and acc of an epoch, counted over all runs, with either writer."""
-    import tensorflow as tf
-
     for prefix, writer in writers.items():
         with writer.as_default(epoch):
             for name in ("loss", "acc"):
@@ -735,36 +823,32 @@ def run_training(settings: SimpleNamespace) -> None:
     spelling = learn_spelling(corpus.texts)
 
     device = load_tensorflow(settings.use_gpu)
-    import tensorflow as tf
-
-    seed_tensorflow(seed, exact=settings.seed is not None)
+    keras.utils.set_random_seed(seed)
+    if settings.seed is not None:
+        tf.config.experimental.enable_op_determinism()
     prepare_logs(Path(settings.logs))
     with tf.device(device):
         model = build_model(embeddings, settings.phrase_len, settings)
+        train_epoch = build_epoch(model, training, validation, settings.batch_size)
         sampler = build_sampler(model, settings.phrase_len, settings.max_words)
         for run in range(settings.runs):
             say(
                 f"\nRun {run}\nTrain on {len(training.targets)} samples, "
                 f"validate on {len(validation.targets)} samples"
             )
-            train_run(run, model, training, validation, settings, rng)
+            train_run(run, train_epoch, settings, rng)
             for tokens in draw_quatrains(sampler, settings.quatrains_per_run, corpus.words, rng):
                 say(" ".join(tokens) if settings.raw else "\n" + format_quatrain(tokens, spelling))
 
 
 def train_run(
-    run: int,
-    model: keras.Model,
-    training: Samples,
-    validation: Samples,
-    settings: SimpleNamespace,
-    rng: np.random.Generator,
+    run: int, train_epoch: Callable, settings: SimpleNamespace, rng: np.random.Generator
 ) -> None:
     """Train the epochs of a run; print and log each."""
     writers = open_writers(Path(settings.logs, str(run)))
     for epoch in range(settings.epochs_per_run):
         start = time.perf_counter()
-        metrics = train_epoch(model, training, validation, settings.batch_size, rng)
+        metrics = train_epoch(rng)
         seconds = time.perf_counter() - start
         log_epoch(writers, run * settings.epochs_per_run + epoch, metrics)
         figures = " - ".join(f"{name}: {metrics[name]:.4f}" for name in METRICS)

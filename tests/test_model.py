@@ -1,5 +1,6 @@
 """The model, its training step, and the sampler, all inside one process."""
 
+import copy
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -67,9 +68,12 @@ def test_an_epoch_reports_weighted_training_and_plain_validation():
     weights = rng.uniform(1, 9, 50).astype(np.float32)
     training = quatrains.Samples(phrases[:40], targets[:40], weights[:40])
     validation = quatrains.Samples(phrases[40:], targets[40:], np.ones(10, np.float32))
-    metrics = quatrains.train_epoch(model, training, validation, 20, rng)
+    before = model.predict(phrases, verbose=0)
+    metrics = quatrains.build_epoch(model, training, validation, batch_size=16)(rng)
 
+    # Steps of 16, 16 and 8 samples, so small that the model stays what it was.
     probabilities = model.predict(phrases, verbose=0)
+    assert probabilities == pytest.approx(before, rel=1e-4)
     cross_entropy = -np.log(probabilities[np.arange(50), targets])
     hits = probabilities.argmax(1) == targets
     penalty = 0.02 * sum((weight**2).sum() for weight in model.get_layer("GRU").get_weights())
@@ -85,12 +89,88 @@ def test_an_epoch_reports_weighted_training_and_plain_validation():
     )
 
 
+def test_steps_are_those_of_keras():
+    """Two epochs leave the same weights as Keras's own layers, loss and optimizer, step by step.
+
+    With dense gradients, as in 2017: Keras 3's own fit takes the square of each part of a gradient
+    when a word stands several times in a batch, rather than of their sum.
+    """
+    import keras
+    import tensorflow as tf
+
+    ours = small_model(dropout=0.0)
+    theirs = small_model(dropout=0.0)
+    theirs.set_weights(untrained := ours.get_weights())
+    draw = np.random.default_rng(3)
+    phrases = draw.integers(0, 12, (150, 4)).astype(np.int32)
+    targets = draw.integers(0, 12, 150).astype(np.int32)
+    training = quatrains.Samples(phrases, targets, draw.uniform(1, 9, 150).astype(np.float32))
+    epoch = quatrains.build_epoch(ours, training, training, batch_size=16)
+    rng = np.random.default_rng(4)
+    orders = []
+    for _ in range(2):
+        # The first thing that an epoch draws is its order.
+        orders.append(copy.deepcopy(rng).permutation(150))
+        epoch(rng)
+    assert not np.array_equal(*orders)
+    for batch in (batch for order in orders for batch in np.split(order, range(16, 150, 16))):
+        with tf.GradientTape() as tape:
+            predicted = theirs(phrases[batch], training=True)
+            losses = keras.losses.sparse_categorical_crossentropy(targets[batch], predicted)
+            loss = tf.reduce_mean(training.weights[batch] * losses) + sum(theirs.losses)
+        gradients = tape.gradient(loss, [weight.value for weight in theirs.trainable_weights])
+        dense = [tf.convert_to_tensor(gradient) for gradient in gradients]
+        theirs.optimizer.apply(dense, theirs.trainable_weights)
+    for our, their in zip(ours.get_weights(), theirs.get_weights(), strict=True):
+        assert our == pytest.approx(their, abs=2e-4)
+    assert np.abs(ours.get_weights()[0] - untrained[0]).max() > 0.01
+
+
+def test_dropout_masks_are_those_of_keras():
+    """One mask a sample and gate for all steps, over the inputs and over the state."""
+    import tensorflow as tf
+
+    model = small_model(dropout=0.3)
+    gru = model.get_layer("GRU")
+    cell, batch = gru.cell, 2000
+    bits = tf.random.stateless_uniform((3, batch, 6), (1, 2), None, None, tf.int32)
+    vectors = np.random.default_rng(1).normal(size=(batch, 4, 5)).astype(np.float32)
+    with quatrains.given_masks(cell, bits):
+        state = gru(vectors, training=True).numpy()
+        inputs = np.array(cell.get_dropout_mask(None))
+        states = np.array(cell.get_recurrent_dropout_mask(None))
+    assert "get_dropout_mask" not in vars(cell)
+    assert "get_recurrent_dropout_mask" not in vars(cell)
+
+    assert (inputs.shape, states.shape) == ((3, batch, 5), (3, batch, 6))
+    for masks in (inputs, states):
+        assert set(np.unique(masks)) == {np.float32(0), np.float32(1 / 0.7)}
+        # Each place of each mask is hidden three times in ten, whatever the others are.
+        assert (masks == 0).mean(1) == pytest.approx(0.3, abs=0.05)
+        flat = (masks == 0).transpose(0, 2, 1).reshape(-1, batch)
+        assert np.abs(np.corrcoef(flat) - np.eye(len(flat))).max() < 0.1
+
+    kernel, recurrent, (bias, recurrent_bias) = gru.get_weights()
+    expected = np.zeros((batch, 6))
+    for step in range(4):
+        gates = [slice(6 * g, 6 * g + 6) for g in range(3)]
+        x = [vectors[:, step] * inputs[g] @ kernel[:, i] + bias[i] for g, i in enumerate(gates)]
+        h = [
+            expected * states[g] @ recurrent[:, i] + recurrent_bias[i] for g, i in enumerate(gates)
+        ]
+        update, reset = (1 / (1 + np.exp(-(x[gate] + h[gate]))) for gate in (0, 1))
+        candidate = np.tanh(x[2] + reset * h[2])
+        expected = update * expected + (1 - update) * candidate
+    assert state == pytest.approx(expected, abs=1e-5)
+
+
 def test_training_learns():
     model = small_model(dropout=0.1, regularization=0.0, learning_rate=0.01)
     phrases = np.arange(48).reshape(12, 4).astype(np.int32) % 12
     samples = quatrains.Samples(phrases, (phrases[:, 0] + 5) % 12, np.ones(12, np.float32))
     rng = np.random.default_rng(1)
-    losses = [quatrains.train_epoch(model, samples, samples, 4, rng)["loss"] for _ in range(30)]
+    epoch = quatrains.build_epoch(model, samples, samples, batch_size=5)
+    losses = [epoch(rng)["loss"] for _ in range(30)]
     assert losses[-1] < losses[0] / 2
 
 

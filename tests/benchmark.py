@@ -1,0 +1,379 @@
+"""Measure the script against the obvious ways to write it, both sides in the same round.
+
+    python tests/benchmark.py                    everything, about 25 minutes
+    python tests/benchmark.py epoch sampling     some of: epoch sampling run glove start growth
+    python tests/benchmark.py --rounds 5 epoch
+
+Prints the minimum and the median of each side and the ratio of the medians. Run by hand on a quiet
+machine; nothing here is a test.
+"""
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+import quatrains  # noqa: E402
+
+DEFAULTS = SimpleNamespace(**{name: getattr(quatrains, name) for name in quatrains.SETTINGS})
+CORPUS = ROOT / "data" / "quatrains.txt"
+
+
+def timed(work):
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def compare(title, rounds, base, **sides):
+    """Time all sides in every round, and print them beside the side named `base`."""
+    seconds = {name: [] for name in sides}
+    for _ in range(rounds):
+        for name, work in sides.items():
+            seconds[name].append(timed(work))
+    print(f"\n{title} ({rounds} rounds)")
+    middle = statistics.median(seconds[base])
+    for name, values in seconds.items():
+        median = statistics.median(values)
+        print(
+            f"  {name:24} min {min(values):9.4f} s   median {median:9.4f} s   "
+            f"{median / middle:8.4f} of {base}",
+            flush=True,
+        )
+    return seconds
+
+
+# ==== The literal port: the system of 2017 in the most obvious Keras 3 ====
+
+
+class LiteralPort:
+    def __init__(self, training, validation, counts, words):
+        import keras
+
+        self.words = words
+        self.data = [
+            (samples.phrases, np.eye(words, dtype=bool)[samples.targets])
+            for samples in (training, validation)
+        ]
+        self.class_weight = dict(enumerate(np.sqrt(counts)))
+        penalty = keras.regularizers.L2(0.02)
+        self.model = keras.Sequential(
+            [
+                keras.layers.Embedding(words, 300),
+                keras.layers.GRU(
+                    128,
+                    dropout=0.5,
+                    recurrent_dropout=0.5,
+                    kernel_regularizer=penalty,
+                    recurrent_regularizer=penalty,
+                    bias_regularizer=penalty,
+                ),
+                keras.layers.Dense(words, activation="softmax"),
+            ]
+        )
+        self.model.compile("rmsprop", "categorical_crossentropy", metrics=["acc"])
+
+    def fit(self, epochs=1, callbacks=()):
+        (phrases, targets), validation = self.data
+        self.model.fit(
+            phrases,
+            targets,
+            batch_size=512,
+            epochs=epochs,
+            class_weight=self.class_weight,
+            validation_data=validation,
+            callbacks=list(callbacks),
+            verbose=0,
+        )
+
+    def write(self, count):
+        for _ in range(count):
+            phrase = [0] * 4
+            for _ in range(32):
+                predicted = self.model.predict(np.array([phrase]), verbose=0)[0].astype(float)
+                word = np.random.choice(self.words, p=predicted / predicted.sum())
+                phrase = [*phrase[1:], word]
+                if word == 0:
+                    break
+
+    def run(self, logs):
+        import keras
+
+        self.fit(5, [keras.callbacks.TensorBoard(logs, histogram_freq=5)])
+        self.write(5)
+
+
+# ==== The floor: the matrix products of one step and nothing else ====
+
+
+def bare_products(batch, steps, dim, units, words, gates):
+    """Forward, and both backward, of the GRU's inputs, its states, and the dense layer.
+
+    `gates` = 3 makes a product for each gate, as it must be where every gate has its own dropout
+    masks; 1 makes one for all three, as it could be without dropout.
+    """
+    import tensorflow as tf
+
+    def operands(rows, inner, outer):
+        return tuple(map(tf.random.normal, ((rows, inner), (inner, outer), (rows, outer))))
+
+    width = 3 * units // gates
+    inputs = [operands(batch * steps, dim, width) for _ in range(gates)]
+    states = [operands(batch, units, width) for _ in range(gates * steps)]
+    dense = operands(batch, units, words)
+
+    @tf.function
+    def products():
+        return [
+            tf.matmul(a, b, transpose_a=first, transpose_b=second)[0, 0]
+            for x, weights, y in (*inputs, *states, dense)
+            for a, b, first, second in (
+                (x, weights, False, False),
+                (x, y, True, False),
+                (y, weights, False, True),
+            )
+        ]
+
+    return products
+
+
+# ==== The measurements ====
+
+
+def prepare():
+    """Everything a training stands on, at the default settings."""
+    quatrains.load_tensorflow(use_gpu=False)
+    rng = np.random.default_rng(1)
+    corpus = quatrains.load_corpus(CORPUS)
+    training, validation = quatrains.make_samples(corpus, 4, rng)
+    embeddings = rng.normal(0, 0.4, (len(corpus.words), 300)).astype(np.float32)
+    model = quatrains.build_model(embeddings, 4, DEFAULTS)
+    epoch = quatrains.build_epoch(model, training, validation, 512)
+    sampler = quatrains.build_sampler(model, 4, 32)
+    literal = LiteralPort(training, validation, corpus.counts, len(corpus.words))
+    return SimpleNamespace(**locals())
+
+
+def measure_epoch(rounds, world):
+    words, size = len(world.corpus.words), len(world.training.targets)
+    steps = size / 512
+
+    def floor(gates):
+        products = bare_products(512, 4, 300, 128, words, gates)
+        return lambda: [products() for _ in range(round(steps))]
+
+    sides = {
+        "literal port": world.literal.fit,
+        "ours": lambda: world.epoch(world.rng),
+        "floor": floor(gates=1),
+        "floor gate by gate": floor(gates=3),
+    }
+    for warm_up in sides.values():
+        warm_up()
+    print(f"\nAn epoch has {steps:.1f} steps of 512 samples; {words:,} words.")
+    title = "1. A training epoch, with its validation"
+    seconds = compare(title, rounds, "literal port", **sides)
+    for name in ("floor", "floor gate by gate"):
+        ratios = [a / b for a, b in zip(seconds["ours"], seconds[name], strict=True)]
+        print(f"  ours / {name}: {statistics.median(ratios):.2f} median of the rounds")
+
+
+def measure_sampling(rounds, world):
+    def draw(count):
+        return quatrains.draw_quatrains(world.sampler, count, world.corpus.words, world.rng)
+
+    world.epoch(world.rng)
+    draw(5), draw(1000), world.literal.write(1)
+    sides = {"predict a word": lambda: world.literal.write(5), "ours": lambda: draw(5)}
+    five = compare("2. Writing 5 quatrains", rounds, "predict a word", **sides)
+    many = compare("   Writing 1,000 quatrains in one go", rounds, "ours", ours=lambda: draw(1000))
+    middle = {name: statistics.median(values) / 5 for name, values in five.items()}
+    each = statistics.median(many["ours"]) / 1000
+    print(f"  5 quatrains: {middle['predict a word'] / middle['ours']:.0f} times faster")
+    print(f"  1,000 quatrains: {middle['predict a word'] / each:.0f} times faster a quatrain")
+
+
+def measure_run(rounds, world):
+    folder = Path(tempfile.mkdtemp())
+    numbers = iter(range(10**6))
+    settings = SimpleNamespace(**vars(DEFAULTS) | {"logs": str(folder / "ours")})
+
+    def ours():
+        quatrains.train_run(next(numbers), world.epoch, settings, world.rng)
+        quatrains.draw_quatrains(world.sampler, 5, world.corpus.words, world.rng)
+
+    world.literal.fit(), ours()
+    literal = {"literal port": lambda: world.literal.run(str(folder / str(next(numbers))))}
+    compare("3. A whole run with its logs", rounds, "literal port", **literal, ours=ours)
+
+
+def measure_glove(rounds, _):
+    folder = Path(tempfile.mkdtemp())
+    text, archive = folder / "glove.6B.300d.txt", folder / "glove.6B.zip"
+    words = quatrains.load_corpus(CORPUS).words
+    rng = np.random.default_rng(1)
+    names = [f"word{number}" for number in range(400_000)]
+    for place, word in zip(rng.permutation(400_000), words[1:4501], strict=False):
+        names[place] = word
+    numbers = [" ".join(f"{x:.5g}" for x in row) for row in rng.normal(0, 0.4, (2000, 300))]
+    with text.open("w", encoding="utf-8") as file:
+        file.writelines(f"{name} {numbers[7919 * i % 2000]}\n" for i, name in enumerate(names))
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as packed:
+        packed.write(text, text.name)
+    sizes = [file.stat().st_size / 1e6 for file in (text, archive)]
+    print("\n4. GloVe: {:,.0f} MB of text, {:,.0f} MB of zip".format(*sizes))
+
+    def drain(file):
+        with file:
+            while file.read(2**20):
+                pass
+
+    def usual_loop():
+        vectors = {}
+        with text.open(encoding="utf-8") as file:
+            for line in file:
+                values = line.split()
+                vectors[values[0]] = np.asarray(values[1:], dtype="float32")
+
+    def read(path):
+        found = quatrains.read_glove(path, words, 300)[0]
+        assert len(found) == 4500
+
+    sides = {
+        "usual loop": usual_loop,
+        "ours": lambda: read(text),
+        "bytes": lambda: drain(text.open("rb")),
+    }
+    compare("   As text", rounds, "usual loop", **sides)
+
+    def inflate():
+        with zipfile.ZipFile(archive) as packed:
+            drain(packed.open(text.name))
+
+    compare("   Out of the zip", rounds, "inflate", inflate=inflate, ours=lambda: read(archive))
+    text.unlink(), archive.unlink()
+
+
+STEPS_TO_START = """
+import sys, time
+start = time.perf_counter()
+def lap(name):
+    global start
+    print(name, time.perf_counter() - start); start = time.perf_counter()
+sys.path.insert(0, sys.argv[1])
+import quatrains as q, numpy as np
+from pathlib import Path
+from types import SimpleNamespace
+settings = SimpleNamespace(**{name: getattr(q, name) for name in q.SETTINGS})
+rng = np.random.default_rng(1)
+lap("import of the script")
+corpus = q.load_corpus(Path(sys.argv[1], "data", "quatrains.txt"))
+training, validation = q.make_samples(corpus, 4, rng)
+embeddings = q.start_embeddings(corpus.words, 300, "none", rng)
+q.learn_spelling(corpus.texts)
+lap("data")
+q.load_tensorflow(False)
+lap("import of TensorFlow")
+model = q.build_model(embeddings, 4, settings)
+lap("model")
+few = q.Samples(*(array[:512] for array in training))
+q.build_epoch(model, few, few, 512)(rng)
+lap("first step")
+"""
+
+
+def measure_start(rounds, _):
+    laps = {}
+    for _ in range(rounds):
+        command = [sys.executable, "-c", STEPS_TO_START, str(ROOT)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        for line in done.stdout.splitlines():
+            name, _, value = line.rpartition(" ")
+            if not name.startswith("Corpus:"):
+                laps.setdefault(name, []).append(float(value))
+    print(f"\n5. From the command to the first training step ({rounds} rounds)")
+    for name, values in laps.items():
+        print(f"  {name:24} min {min(values):9.4f} s   median {statistics.median(values):9.4f} s")
+
+    def script(option):
+        command = [sys.executable, str(ROOT / "quatrains.py"), option]
+        return lambda: subprocess.run(command, capture_output=True, check=False)
+
+    answers = {"--help": script("--help"), "a wrong argument": script("--nonsense")}
+    compare("   Answers without TensorFlow", rounds, "--help", **answers)
+
+
+def train_once(corpus, epochs):
+    """Train in a process of its own; return what it printed and its peak memory in MB."""
+    with tempfile.TemporaryDirectory() as logs:
+        options = f"--runs 1 --glove none --epochs-per-run {epochs} --corpus {corpus} --logs {logs}"
+        command = [sys.executable, str(ROOT / "quatrains.py"), *options.split()]
+        child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        printed = child.stdout.read()
+        _, status, usage = os.wait4(child.pid, 0)
+        assert status == 0, printed
+    return printed, usage.ru_maxrss / 1024
+
+
+def measure_growth(_, __):
+    print("\n6. Peak memory of the whole job, and the time of an epoch after the first")
+    folder = Path(tempfile.mkdtemp())
+    texts = quatrains.read_corpus(CORPUS)
+    for name, times, epochs, split in (
+        ("the bundled corpus", 1, 4, 1),
+        ("10 times the corpus", 10, 2, 1),
+        ("100 times the corpus", 100, 2, 1),
+        ("twice the vocabulary", 1, 4, 2),
+        ("4 times the vocabulary", 1, 4, 4),
+    ):
+        path = folder / "corpus.txt"
+        changed = []
+        for number, text in enumerate(texts * times):
+            # Words of every second, third, ... quatrain get a mark, which makes them other words.
+            tokens = (
+                token + "'" * (token.isalpha() and number % split) for token in text.split(" ")
+            )
+            changed.append(" ".join(tokens))
+        path.write_text("\n\n".join(changed), encoding="utf-8")
+        printed, memory = train_once(path, epochs)
+        lines = [line for line in printed.splitlines() if line.startswith("Epoch")]
+        seconds = min(float(line.split(" - ")[1][:-1]) for line in lines[1:])
+        counts = next(line for line in printed.splitlines() if line.startswith("Corpus"))
+        print(
+            f"  {name:24} {seconds:8.1f} s an epoch   {memory:8.0f} MB   {counts.split(' has ')[1]}"
+        )
+
+
+MEASUREMENTS = {
+    "epoch": measure_epoch,
+    "sampling": measure_sampling,
+    "run": measure_run,
+    "glove": measure_glove,
+    "start": measure_start,
+    "growth": measure_growth,
+}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", nargs="*", default=list(MEASUREMENTS), choices=list(MEASUREMENTS))
+    parser.add_argument("--rounds", type=int, default=5)
+    given = parser.parse_args()
+    in_process = {"epoch", "sampling", "run"} & set(given.what)
+    world = prepare() if in_process else None
+    for name in given.what:
+        MEASUREMENTS[name](given.rounds, world)
+
+
+if __name__ == "__main__":
+    main()
