@@ -520,7 +520,8 @@ def build_model(embeddings: np.ndarray, phrase_len: int, settings: SimpleNamespa
             kernel_regularizer=keras.regularizers.L2(penalty),
             recurrent_regularizer=keras.regularizers.L2(penalty),
             bias_regularizer=keras.regularizers.L2(penalty),
-            unroll=True,  # A loop over four words costs more than the words.
+            # A loop over a few words costs more than the words; over many, unrolling does.
+            unroll=phrase_len <= 10,
             name="GRU",
         ),
         keras.layers.Dense(words, activation="softmax", name="dense"),
