@@ -768,45 +768,125 @@ def break_lines(tokens: Sequence[str], line_ends: set[str]) -> list[Sequence[str
     return [tokens[start:end] for start, end in itertools.pairwise([*cuts, len(tokens)])]
 
 
-# ==== Logs ====
+# ==== Logs: what TensorBoard shows ====
+
+SCALARS = {
+    "train": {"loss": "loss", "acc": "acc"},
+    "validation": {"loss": "val_loss", "acc": "val_acc"},
+}
 
 
-def prepare_logs(folder: Path) -> None:
-    """Make the log folder, and move an earlier training in it to `earlier/<when it started>`.
+def prepare_logs(logs: Path) -> Path:
+    """Move an earlier training to the folder `earlier`, whole, and make one for a new training.
 
-    Raises InputError when the folder cannot be written.
+    A training has a folder named after its start, for what concerns it whole, and one for each run.
+    Returns the new one's. Raises InputError when the logs cannot be written.
     """
+    folder = logs / datetime.now().strftime("%y%m%d-%H%M%S")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        earlier = [path for path in folder.iterdir() if path.name.isdigit()]
-        if not earlier:
-            return
-        started = datetime.fromtimestamp(min(path.stat().st_mtime for path in earlier))
-        destination = folder / "earlier" / started.strftime("%Y%m%d-%H%M%S")
-        destination.mkdir(parents=True)
-        for path in earlier:
-            path.rename(destination / path.name)
+        logs.mkdir(parents=True, exist_ok=True)
+        earlier = [path for path in logs.iterdir() if re.fullmatch(r"\d+|\d{6}-\d{6}", path.name)]
+        if earlier:
+            name = max((path.name for path in earlier), key=len)
+            destination = logs / "earlier" / name
+            destination.mkdir(parents=True)
+            for path in earlier:
+                path.rename(destination / path.name)
+            say(f"The logs of the earlier training are now in {destination}.")
+        folder.mkdir()
     except OSError as error:
         raise InputError(
-            f"logs {folder} cannot be written ({error.strerror}): set logs to another folder"
+            f"logs {logs} cannot be written ({error.strerror}): set logs to another folder"
         ) from None
-    say(f"The logs of the earlier training are now in {destination}.")
+    return folder
 
 
-def open_writers(folder: Path) -> dict[str, tf.summary.SummaryWriter]:
-    """Open the two event files of a run; TensorBoard draws them as two curves of one chart."""
-    return {
-        prefix: tf.summary.create_file_writer(str(folder / name))
-        for prefix, name in (("", "train"), ("val_", "validation"))
-    }
+def log_training(
+    writer: tf.summary.SummaryWriter, model: keras.Model, trial: str, settings: SimpleNamespace
+) -> None:
+    """Write what is known before the first epoch: the graph, layer by layer, and the settings.
+
+    The settings go to TensorBoard's HParams as one row, told from others by the name `trial`.
+    """
+    from tensorboard.plugins.hparams import api as hparams
+
+    # A batch of known size, or the edges would carry arithmetic on its size beside the tensors.
+    shape = (settings.batch_size, settings.phrase_len)
+
+    @tf.function(input_signature=[tf.TensorSpec(shape, tf.int32, name="words")])
+    def layers(words: tf.Tensor) -> tf.Tensor:
+        for layer in model.layers:
+            with tf.name_scope(layer.name):
+                words = layer(tf.identity(words))  # So that one edge enters a layer.
+        return words
+
+    values = {name: "None" if value is None else value for name, value in vars(settings).items()}
+    with writer.as_default(0):
+        tf.summary.graph(layers.get_concrete_function().graph)
+        metrics = [hparams.Metric(name) for name in ("val_loss", "val_acc")]
+        hparams.hparams_config([hparams.HParam(name) for name in values], metrics)
+        hparams.hparams(values, trial_id=trial)
 
 
 def log_epoch(writers: Mapping[str, Any], epoch: int, metrics: Mapping[str, float]) -> None:
-    """Write loss and acc of an epoch, counted over all runs, with either writer."""
-    for prefix, writer in writers.items():
+    """Write loss and acc of an epoch, counted over all runs, as two curves of one chart each."""
+    for name, writer in writers.items():
         with writer.as_default(epoch):
-            for name in ("loss", "acc"):
-                tf.summary.scalar(name, metrics[prefix + name])
+            for tag, metric in SCALARS[name].items():
+                tf.summary.scalar(tag, metrics[metric])
+
+
+def log_run(
+    writer: tf.summary.SummaryWriter,
+    model: keras.Model,
+    epoch: int,
+    metrics: Mapping[str, float],
+    verses: Iterable[str],
+) -> None:
+    """Write where a run ended: weights as histograms, quatrains, and the metrics of HParams."""
+    rng = np.random.default_rng(0)
+    with writer.as_default(epoch):
+        for layer in model.layers:
+            for weight in layer.trainable_weights:
+                # Of a large weight a sample shows the same shape in a tenth of the time.
+                values = weight.numpy().ravel()
+                values = rng.choice(values, min(values.size, 50_000), replace=False)
+                tf.summary.histogram(f"{layer.name}/{weight.name}", values)
+        for number, verse in enumerate(verses, 1):
+            tf.summary.text(f"quatrain {number}", "> " + verse.replace("\n", "  \n> "))
+        for name in ("val_loss", "val_acc"):
+            tf.summary.scalar(name, metrics[name])
+    writer.flush()
+
+
+def log_embedding(folder: Path, embedding: np.ndarray, words: Sequence[str], run: int) -> None:
+    """Write the embedding for the projector, in place of the run before's, and list all trainings'.
+
+    TensorBoard reads one list at the root of the logs, and keeps what it has read under the same
+    name: hence the run in the name. It would take the numbers for text, but for a first byte 0xFF.
+    """
+    from tensorboard.plugins import projector
+
+    for old in folder.glob("embedding-*.bytes"):
+        old.unlink()
+    data = bytearray(embedding.tobytes())
+    data[0] = 0xFF
+    (folder / f"embedding-{run}.bytes").write_bytes(data)
+    (folder / "words.tsv").write_text("\n".join(words) + "\n", encoding="utf-8")
+
+    logs = folder.parent
+    config = projector.ProjectorConfig()
+    # Sorted by name, and the first is what the tab opens with: digits come before letters.
+    for path in [*folder.glob("embedding-*.bytes"), *logs.glob("earlier/*/*/embedding-*.bytes")]:
+        start = path.parent.name if path.parent == folder else f"earlier {path.parent.name}"
+        rows = len((path.parent / "words.tsv").read_text(encoding="utf-8").splitlines())
+        config.embeddings.add(
+            tensor_name=f"{start}, {path.stem.replace('embedding-', 'run ')}",
+            tensor_path=path.relative_to(logs).as_posix(),
+            metadata_path=(path.parent / "words.tsv").relative_to(logs).as_posix(),
+            tensor_shape=[rows, path.stat().st_size // 4 // rows],
+        )
+    projector.visualize_embeddings(str(logs), config)
 
 
 # ==== Main ====
@@ -827,26 +907,33 @@ def run_training(settings: SimpleNamespace) -> None:
     keras.utils.set_random_seed(seed)
     if settings.seed is not None:
         tf.config.experimental.enable_op_determinism()
-    prepare_logs(Path(settings.logs))
+    folder = prepare_logs(Path(settings.logs))
     with tf.device(device):
         model = build_model(embeddings, settings.phrase_len, settings)
         train_epoch = build_epoch(model, training, validation, settings.batch_size)
         sampler = build_sampler(model, settings.phrase_len, settings.max_words)
+        writer = tf.summary.create_file_writer(str(folder))
+        log_training(writer, model, folder.name, settings)
         for run in range(settings.runs):
             say(
                 f"\nRun {run}\nTrain on {len(training.targets)} samples, "
                 f"validate on {len(validation.targets)} samples"
             )
-            train_run(run, train_epoch, settings, rng)
-            for tokens in draw_quatrains(sampler, settings.quatrains_per_run, corpus.words, rng):
-                say(" ".join(tokens) if settings.raw else "\n" + format_quatrain(tokens, spelling))
+            metrics = train_run(run, train_epoch, settings, rng)
+            drawn = draw_quatrains(sampler, settings.quatrains_per_run, corpus.words, rng)
+            verses = [format_quatrain(tokens, spelling) for tokens in drawn]
+            for tokens, verse in zip(drawn, verses, strict=True):
+                say(" ".join(tokens) if settings.raw else "\n" + verse)
+            log_run(writer, model, (run + 1) * settings.epochs_per_run - 1, metrics, verses)
+            log_embedding(folder, model.get_layer("embedding").get_weights()[0], corpus.words, run)
 
 
 def train_run(
     run: int, train_epoch: Callable, settings: SimpleNamespace, rng: np.random.Generator
-) -> None:
-    """Train the epochs of a run; print and log each."""
-    writers = open_writers(Path(settings.logs, str(run)))
+) -> dict[str, float]:
+    """Train the epochs of a run; print and log each, and return the metrics of the last."""
+    folder = Path(settings.logs, str(run))
+    writers = {name: tf.summary.create_file_writer(str(folder / name)) for name in SCALARS}
     for epoch in range(settings.epochs_per_run):
         start = time.perf_counter()
         metrics = train_epoch(rng)
@@ -856,6 +943,7 @@ def train_run(
         say(f"Epoch {epoch + 1}/{settings.epochs_per_run} - {seconds:.1f}s - {figures}")
     for writer in writers.values():
         writer.close()
+    return metrics
 
 
 def main(arguments: Sequence[str]) -> int:

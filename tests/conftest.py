@@ -51,6 +51,10 @@ def arguments(**settings):
     return words
 
 
+def pytest_addoption(parser):
+    parser.addoption("--pictures", help="folder for pictures of TensorBoard's tabs")
+
+
 @pytest.fixture
 def verses(tmp_path):
     return write_verses(tmp_path / "verses.txt")

@@ -102,9 +102,9 @@ def test_a_seed_repeats_a_training_exactly(trainings):
 def test_an_earlier_trainings_logs_are_kept(trainings):
     folder, (_, second) = trainings
     moved = re.search(r"earlier training are now in (logs\S+)\.\n", second.stdout)[1]
-    assert re.fullmatch(r"logs.earlier.\d{8}-\d{6}", moved)
+    assert re.fullmatch(r"logs.earlier.\d{6}-\d{6}", moved)
     earlier = {path.name for path in (folder / moved).iterdir()}
-    assert earlier == {"0", "1"}
+    assert earlier == {"0", "1", (folder / moved).name}
     assert read_scalars(folder / moved / "1" / "train")["loss"][0][0] == 2
 
 
