@@ -851,7 +851,7 @@ def log_run(
                 # Of a large weight a sample shows the same shape in a tenth of the time.
                 values = weight.numpy().ravel()
                 values = rng.choice(values, min(values.size, 50_000), replace=False)
-                tf.summary.histogram(f"{layer.name}/{weight.name}", values)
+                tf.summary.histogram(f"weights/{layer.name}/{weight.name}", values)
         for number, verse in enumerate(verses, 1):
             tf.summary.text(f"quatrain {number}", "> " + verse.replace("\n", "  \n> "))
         for name in ("val_loss", "val_acc"):

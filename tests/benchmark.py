@@ -208,9 +208,19 @@ def measure_run(rounds, world):
     numbers = iter(range(10**6))
     settings = SimpleNamespace(**vars(DEFAULTS) | {"logs": str(folder / "ours")})
 
+    training = quatrains.prepare_logs(Path(settings.logs))
+    writer = quatrains.tf.summary.create_file_writer(str(training))
+    spelling = quatrains.learn_spelling(world.corpus.texts)
+    words = world.corpus.words
+
     def ours():
-        quatrains.train_run(next(numbers), world.epoch, settings, world.rng)
-        quatrains.draw_quatrains(world.sampler, 5, world.corpus.words, world.rng)
+        run = next(numbers)
+        metrics = quatrains.train_run(run, world.epoch, settings, world.rng)
+        drawn = quatrains.draw_quatrains(world.sampler, 5, words, world.rng)
+        verses = [quatrains.format_quatrain(tokens, spelling) for tokens in drawn]
+        quatrains.log_run(writer, world.model, run, metrics, verses)
+        embedding = world.model.get_layer("embedding").get_weights()[0]
+        quatrains.log_embedding(training, embedding, words, run)
 
     world.literal.fit(), ours()
     literal = {"literal port": lambda: world.literal.run(str(folder / str(next(numbers))))}
