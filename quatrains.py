@@ -521,7 +521,7 @@ def build_model(embeddings: np.ndarray, phrase_len: int, settings: SimpleNamespa
             recurrent_regularizer=keras.regularizers.L2(penalty),
             bias_regularizer=keras.regularizers.L2(penalty),
             # A loop over a few words costs more than the words; over many, unrolling does.
-            unroll=phrase_len <= 10,
+            unroll=phrase_len <= 8,
             name="GRU",
         ),
         keras.layers.Dense(words, activation="softmax", name="dense"),
@@ -536,10 +536,72 @@ def build_model(embeddings: np.ndarray, phrase_len: int, settings: SimpleNamespa
     return model
 
 
-def predict_logits(model: keras.Model, phrases: tf.Tensor, training: bool = False) -> tf.Tensor:
-    """Run the layers of the model up to its softmax (float32, batch x words)."""
+def predict_logits(
+    model: keras.Model, phrases: tf.Tensor, masks: tf.Tensor | None = None
+) -> tf.Tensor:
+    """Run the layers of the model up to its softmax (float32, batch x words).
+
+    With `masks`, see `make_masks`, as in training; without, nothing is hidden.
+    """
     embedding, gru, dense = model.layers
-    return tf.matmul(gru(embedding(phrases), training=training), dense.kernel) + dense.bias
+    vectors = embedding(phrases)
+    state = gru(vectors) if masks is None else run_gru(gru, vectors, masks)
+    return tf.matmul(state, dense.kernel) + dense.bias
+
+
+def run_gru(gru: keras.layers.GRU, vectors: tf.Tensor, masks: tf.Tensor) -> tf.Tensor:
+    """Compute what a GRU layer makes of phrases, with the dropout masks of `make_masks`.
+
+    Takes vectors (float32, batch x phrase_len x dim) and returns the last states (float32, batch x
+    units). The formulas are those of Cho et al. (2014) as cuDNN and Keras vary them. The layer
+    itself would draw masks of its own, and multiply word by word where all words can go at once.
+    """
+    batch, length, dim = vectors.shape
+    kernels, memory_kernels = (
+        tf.split(kernel, 3, 1) for kernel in (gru.cell.kernel, gru.cell.recurrent_kernel)
+    )
+    biases, memory_biases = (tf.split(bias, 3) for bias in tf.unstack(gru.cell.bias))
+    input_masks, state_masks = masks[:, :, :dim], masks[:, :, dim : dim + gru.units]
+    gates = []
+    for mask, kernel, bias in zip(tf.unstack(input_masks), kernels, biases, strict=True):
+        gate = tf.matmul(tf.reshape(vectors * mask[:, None], (-1, dim)), kernel) + bias
+        gates.append(tf.transpose(tf.reshape(gate, (batch, length, gru.units)), (1, 0, 2)))
+    of_memory = [*zip(tf.unstack(state_masks), memory_kernels, memory_biases, strict=True)]
+
+    def advance(state: tf.Tensor | None, word: Sequence[tf.Tensor]) -> tf.Tensor:
+        # A phrase starts from a state of zeros, of which nothing but the biases is left.
+        memory = memory_biases
+        if state is not None:
+            memory = [tf.matmul(state * mask, kernel) + bias for mask, kernel, bias in of_memory]
+        update, reset = tf.sigmoid(word[0] + memory[0]), tf.sigmoid(word[1] + memory[1])
+        candidate = tf.tanh(word[2] + reset * memory[2])
+        return (1 - update) * candidate + (0 if state is None else update * state)
+
+    if gru.unroll:
+        return functools.reduce(advance, zip(*map(tf.unstack, gates), strict=True), None)
+    return tf.scan(advance, gates, tf.zeros((batch, gru.units)))[-1]
+
+
+def draw_bits(batches: tuple[int, int], places: int, seed: np.ndarray) -> tf.Tensor:
+    """Draw the random bits of the masks of several training steps: 16 for each place and gate.
+
+    Takes steps x batch_size, and the inputs and units of the GRU together. Returns int32.
+    """
+    steps, batch = batches
+    shape = (steps, 3, batch, (places + 1) // 2)
+    return tf.random.stateless_uniform(shape, seed, None, None, tf.int32)
+
+
+def make_masks(bits: tf.Tensor, dropout: float) -> tf.Tensor:
+    """Turn random bits into the dropout masks of a training step, as Keras draws them.
+
+    Each sample has for each of the three gates one mask over its inputs and one over the state, the
+    same at all words of its phrase: 0 with probability `dropout`, otherwise 1 / (1 - dropout).
+    Takes int32 bits (3 x batch x n) and returns float32 masks (3 x batch x 2 n), inputs first.
+    """
+    gates, batch, half = bits.shape
+    numbers = tf.cast(tf.reshape(tf.bitcast(bits, tf.uint16), (gates, batch, 2 * half)), tf.int32)
+    return tf.cast(numbers >= round(dropout * 2**16), tf.float32) / (1 - dropout)
 
 
 # ==== Training ====
@@ -562,16 +624,15 @@ def build_epoch(
     evaluate = compile_evaluation(model)
     size, check_size = len(training.targets), len(validation.targets)
     calls = -(-size // (STEPS_PER_CALL * batch_size))
-    # 16 random bits for each place in the masks of a step, see `given_masks`.
-    bits_shape = (STEPS_PER_CALL, 3, batch_size, (embedding.output_dim + gru.units + 1) // 2)
 
     def epoch(rng: np.random.Generator) -> dict[str, float]:
         order = np.full(calls * STEPS_PER_CALL * batch_size, -1, np.int32)
         order[:size] = rng.permutation(size)
         sums = []
         for batches in order.reshape(calls, STEPS_PER_CALL, batch_size):
-            seed = rng.integers(2**31, size=2)
-            bits = tf.random.stateless_uniform(bits_shape, seed, None, None, tf.int32)
+            bits = draw_bits(
+                batches.shape, gru.units + embedding.output_dim, rng.integers(2**31, size=2)
+            )
             sums.append(train_steps(batches, (batches[:, 0] >= 0).sum(), bits))
         parts = (slice(i, i + batch_size) for i in range(0, check_size, batch_size))
         checks = [evaluate(validation.phrases[i], validation.targets[i]) for i in parts]
@@ -595,7 +656,7 @@ def compile_train_steps(model: keras.Model, training: Samples) -> Callable:
     weights, hence several steps to a call.
     """
     data = [tf.constant(array) for array in training]
-    cell = model.get_layer("GRU").cell
+    gru = model.get_layer("GRU")
     weights = model.trainable_variables
     model.optimizer.build(weights)
 
@@ -603,14 +664,20 @@ def compile_train_steps(model: keras.Model, training: Samples) -> Callable:
         phrases, targets, factors = (tf.gather(array, tf.maximum(numbers, 0)) for array in data)
         is_sample = tf.cast(numbers >= 0, tf.float32)
         count = tf.reduce_sum(is_sample)
+        factors *= is_sample / count
+        masks = make_masks(bits, gru.cell.dropout)
         with tf.GradientTape() as tape:
-            with given_masks(cell, bits):
-                logits = predict_logits(model, phrases, training=True)
-            losses = tf.nn.sparse_softmax_cross_entropy_with_logits(targets, logits)
-            loss = tf.reduce_sum(is_sample * factors * losses) / count + tf.add_n(model.losses)
-        gradients = tape.gradient(loss, [weight.value for weight in weights])
+            logits = predict_logits(model, phrases, masks)
+            penalty = tf.add_n(model.losses)
+        losses, errors = cross_entropy(logits, targets)
+        gradients = tape.gradient(
+            [logits, penalty],
+            [weight.value for weight in weights],
+            output_gradients=[errors * factors[:, None], tf.ones(())],
+        )
         # Dense, as in 2017: Keras would square apart the parts of a word that the batch has twice.
         model.optimizer.apply([tf.convert_to_tensor(gradient) for gradient in gradients], weights)
+        loss = tf.reduce_sum(factors * losses) + penalty
         return tf.stack([loss * count, tf.reduce_sum(is_sample * hits(logits, targets))])
 
     @tf.function(jit_compile=True)
@@ -642,26 +709,17 @@ def hits(logits: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
     return tf.cast(of_target >= tf.reduce_max(logits, 1), tf.float32)
 
 
-@contextlib.contextmanager
-def given_masks(cell: keras.layers.GRUCell, bits: tf.Tensor) -> Iterator[None]:
-    """Let a GRU cell take its dropout masks from random bits rather than draw them itself.
+def cross_entropy(logits: tf.Tensor, targets: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Compute the cross-entropy of each sample, and its gradient by the logits.
 
-    As in Keras, each sample has for each of the three gates one mask over its inputs and one over
-    the state, the same at all steps of its phrase: 0 with probability `cell.dropout`, otherwise
-    1 / (1 - dropout). Takes int32 bits (3 x batch x half the inputs and units).
+    The gradient is the softmax less one at the target (Bridle 1990). TensorFlow's own function
+    would go over the logits, the largest tensor of all, twice more.
     """
-    _, batch, half = bits.shape
-    numbers = tf.cast(tf.reshape(tf.bitcast(bits, tf.uint16), (3, batch, 2 * half)), tf.int32)
-    masks = tf.cast(numbers >= round(cell.dropout * 2**16), tf.float32) / (1 - cell.dropout)
-    inputs = cell.kernel.shape[0]
-    cell.get_dropout_mask = lambda _: tf.unstack(masks[:, :, :inputs])
-    cell.get_recurrent_dropout_mask = lambda _: tf.unstack(
-        masks[:, :, inputs : inputs + cell.units]
-    )
-    try:
-        yield
-    finally:
-        del cell.get_dropout_mask, cell.get_recurrent_dropout_mask
+    logits -= tf.reduce_max(logits, 1, keepdims=True)
+    powers = tf.exp(logits)
+    totals = tf.reduce_sum(powers, 1)
+    losses = tf.math.log(totals) - tf.gather(logits, targets, batch_dims=1)
+    return losses, powers / totals[:, None] - tf.one_hot(targets, logits.shape[1])
 
 
 # ==== Sampling ====

@@ -174,23 +174,37 @@ def prepare():
 def measure_epoch(rounds, world):
     words, size = len(world.corpus.words), len(world.training.targets)
     steps = size / 512
-
-    def floor(gates):
-        products = bare_products(512, 4, 300, 128, words, gates)
-        return lambda: [products() for _ in range(round(steps))]
-
+    floor = bare_products(512, 4, 300, 128, words, gates=1)
+    gate_by_gate = bare_products(512, 4, 300, 128, words, gates=3)
     sides = {
         "literal port": world.literal.fit,
         "ours": lambda: world.epoch(world.rng),
-        "floor": floor(gates=1),
-        "floor gate by gate": floor(gates=3),
+        "floor": lambda: [floor() for _ in range(round(steps))],
+        "floor gate by gate": lambda: [gate_by_gate() for _ in range(round(steps))],
     }
     for warm_up in sides.values():
         warm_up()
     print(f"\nAn epoch has {steps:.1f} steps of 512 samples; {words:,} words.")
     title = "1. A training epoch, with its validation"
-    seconds = compare(title, rounds, "literal port", **sides)
-    for name in ("floor", "floor gate by gate"):
+    print_ratios(compare(title, rounds, "literal port", **sides))
+
+    # Steps alone, in turns so short that what disturbs the machine disturbs both sides alike.
+    train_steps = quatrains.compile_train_steps(world.model, world.training)
+    many = quatrains.STEPS_PER_CALL
+
+    def ours():
+        batches = world.rng.permutation(size)[: many * 512].astype(np.int32).reshape(many, 512)
+        seed = world.rng.integers(2**31, size=2)
+        bits = quatrains.draw_bits((many, 512), 300 + 128, seed)
+        return train_steps(batches, np.int32(many), bits).numpy()
+
+    ours()
+    sides = {"ours": ours, "floor": lambda: [floor() for _ in range(many)]}
+    print_ratios(compare(f"   {many} training steps", 10 * rounds, "floor", **sides))
+
+
+def print_ratios(seconds):
+    for name in {"floor", "floor gate by gate"} & set(seconds):
         ratios = [a / b for a, b in zip(seconds["ours"], seconds[name], strict=True)]
         print(f"  ours / {name}: {statistics.median(ratios):.2f} median of the rounds")
 
