@@ -2,29 +2,41 @@
 
     python quatrains.py                          train, and write five quatrains after every run
     python quatrains.py --runs 2 --glove none    the same, in small
+    python quatrains.py --resume                 go on where the last training was stopped
+    python quatrains.py --generate 20            write twenty, without training
     python quatrains.py --help                   every setting, with its default
     tensorboard --port 8080 --logdir=logs        watch it
 
 A port to TensorFlow and Keras 3 of a system published in 2017. It is told in the order in which
 things happen: settings, command line, corpus, phrases, GloVe, model, training, sampling, verse,
-logs, main.
+logs, checkpoint, main.
 """
 
 from __future__ import annotations
 
 import argparse
+import codecs
 import contextlib
 import functools
+import hashlib
+import http.client
 import io
 import itertools
+import json
 import math
 import os
 import re
 import secrets
+import shutil
+import signal
 import sys
 import tempfile
 import textwrap
+import threading
 import time
+import urllib.error
+import urllib.parse
+import urllib.request
 import zipfile
 import zlib
 from collections import Counter
@@ -64,6 +76,8 @@ batch_size = 512
 learning_rate = 0.003
 # A run is some epochs and then some quatrains. A thousand last a night and more; stop any time.
 runs = 1000
+# True goes on with the training in `logs` from the checkpoint after its last run.
+resume = False
 epochs_per_run = 5
 # None, or a whole number from 0 that makes the training repeat exactly on the same machine.
 seed = None
@@ -73,16 +87,24 @@ quatrains_per_run = 5
 max_words = 32
 # True prints the bare tokens; False restores lines, capitals and spacing.
 raw = False
+# 0 trains; any other number writes that many quatrains from the checkpoint in `logs` instead, to
+# the file `output`, or to the screen if that is "-".
+generate = 0
+output = "-"
 
 # Files. Quatrains parted by blank lines, or, in a file without blank lines, one a line.
 corpus = "data/quatrains.txt"
-# "auto" takes data/glove.6B.<embedding_dim>d.txt or data/glove.6B.zip, whichever is there; "none"
-# starts every word at random; anything else is the path of a text or zip file of vectors.
+# "auto" takes data/glove.6B.<embedding_dim>d.txt or data/glove.6B.zip, and fetches the zip (862 MB)
+# if neither is there; "none" starts every word at random; anything else is the path of a text or
+# zip file of vectors.
 glove = "auto"
-# The folder that TensorBoard reads. Earlier trainings in it are moved to `earlier`, not deleted.
+# The folder that TensorBoard reads, with the checkpoint. Earlier trainings in it are moved to
+# `earlier`, not deleted.
 logs = "logs"
 
 
+# In a notebook and its like.
+IN_SESSION = "ipykernel" in sys.modules
 # Prints at once, also into a pipe or a file.
 say = functools.partial(print, flush=True)
 
@@ -120,10 +142,13 @@ SETTINGS = {
     "learning_rate": Setting("step size of RMSprop", float, 1e-9, 1e9),
     "runs": Setting("runs of a training", int, 1),
     "epochs_per_run": Setting("epochs a run", int, 1),
+    "resume": Setting("go on from the checkpoint in the logs", bool),
     "seed": Setting("None, or what makes a training repeat exactly", int, 0, 2**32 - 1),
     "quatrains_per_run": Setting("quatrains written after each run", int, 1),
     "max_words": Setting("most words of a quatrain", int, 1),
     "raw": Setting("print the bare tokens, one quatrain a line", bool),
+    "generate": Setting("quatrains to write instead of training", int),
+    "output": Setting('file for them, or "-" for the screen', str),
     "corpus": Setting("file to learn from", str),
     "glove": Setting('where word vectors come from: "auto", "none" or a file', str),
     "logs": Setting("folder for TensorBoard", str),
@@ -221,17 +246,21 @@ def read_corpus(path: Path) -> list[str]:
     start with `#` are comments. Raises InputError when the file cannot be read or has no words.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        data = path.read_bytes()
+        lines = data.decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
+        likely = "utf-16" if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "cp1252"
         raise InputError(
             f"corpus {path} is not UTF-8 (see byte {error.start}): convert it, for instance with "
-            "`iconv -f cp1252 -t utf-8`"
+            f"`iconv -f {likely} -t utf-8`"
         ) from None
     except OSError as error:
         raise InputError(
             f"corpus {path} cannot be read ({error.strerror}): start in the folder of "
             "quatrains.py, or set corpus to a text file"
         ) from None
+    if b"\0" in data:
+        raise InputError(f"corpus {path} is no text: set corpus to a file of quatrains in UTF-8")
     text = "\n".join(line.strip() for line in lines if not line.startswith("#")).strip()
     quatrains = text.split("\n\n" if "\n\n" in text else "\n")
     quatrains = [quatrain.strip() for quatrain in quatrains if tokenize(quatrain)]
@@ -341,7 +370,20 @@ def make_samples(
 # ==== GloVe: vectors that already know something of the words ====
 
 GLOVE_DIMS = (50, 100, 200, 300)
-GLOVE_URL = "https://huggingface.co/stanfordnlp/glove/resolve/main/glove.6B.zip"
+GLOVE_SOURCES = (
+    "https://huggingface.co/stanfordnlp/glove/resolve/main/glove.6B.zip",
+    "https://nlp.stanford.edu/data/glove.6B.zip",
+)
+# SHA-256, or MD5 where only that is known, of the member of each size; the sources have packed the
+# same members into different zips.
+GLOVE_HASHES = {
+    50: "d8f717f8dd4b545cb7f418ef9f3d0c3e6e68a6f48b97d32f8b7aae40cb31f96f",
+    100: "95dde4dfd627ab26608d33e76d1195ec059734bd29089ea52cadb08d07c64544",
+    200: "49fa83e4a287c42c6921f296a458eb80",
+    300: "91125602f730fea7ca768736c6f442e668b49db095682bf2aad375db061c21ed",
+}
+# Seconds without a byte after which a source is given up.
+GLOVE_TIMEOUT = 20
 # The spread of GloVe's own numbers.
 EMBEDDING_STDDEV = 0.4
 
@@ -367,7 +409,7 @@ def open_glove(path: Path, dim: int) -> Iterator[IO[bytes]]:
         reason = f"cannot be read ({error.strerror})"
     else:
         return
-    raise InputError(f'GloVe file {path} {reason}: get {GLOVE_URL}, or set glove = "none"')
+    raise InputError(f'GloVe file {path} {reason}: get {GLOVE_SOURCES[0]}, or set glove = "none"')
 
 
 def read_glove(path: Path, words: Sequence[str], dim: int) -> tuple[np.ndarray, np.ndarray, str]:
@@ -416,7 +458,84 @@ def parse_vector(line: bytes, dim: int) -> np.ndarray | None:
         vector = np.array(line.split()[1:], np.float32)
     except ValueError:
         return None
-    return vector if len(vector) == dim else None
+    return vector if len(vector) == dim and np.isfinite(vector).all() else None
+
+
+def fetch_glove(dim: int) -> Path | None:
+    """Download GloVe's zip to data/, from the first source that has it; None if none has.
+
+    A zip gets its final name only when its member for `dim` dimensions has the published hash.
+    """
+    path = Path("data/glove.6B.zip")
+    problems = []
+    for url in GLOVE_SOURCES:
+        host = urllib.parse.urlsplit(url).netloc
+        part = path.with_name(f"{path.name}.{host.replace(':', '-')}.part")
+        say(f"GloVe: fetching {url}")
+        try:
+            path.parent.mkdir(exist_ok=True)
+            download(url, part)
+            if hash_glove(part, dim) == GLOVE_HASHES[dim]:
+                part.replace(path)
+                for other in path.parent.glob(f"{path.name}.*.part"):
+                    other.unlink()
+                return path
+            part.unlink()
+            problems.append(f"{host} sent something else")
+        except (OSError, http.client.HTTPException) as error:
+            problems.append(f"{host}: {getattr(error, 'reason', None) or error}")
+    say(
+        f"GloVe: not to be had ({'; '.join(problems)}), so all words start random. To start from "
+        f'it, put {GLOVE_SOURCES[0]} into data/; to skip it, set glove = "none".'
+    )
+    return None
+
+
+def download(url: str, part: Path) -> None:
+    """Download a file, going on behind what `part` has of it already if the server can.
+
+    Done here, because keras.utils.get_file knows no time-out, starts over when a download breaks
+    off, and writes under the final name. Raises OSError when no more bytes arrive.
+    """
+    while True:
+        have = part.stat().st_size if part.exists() else 0
+        request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+        before, total, broken = have, None, None
+        try:
+            with urllib.request.urlopen(request, timeout=GLOVE_TIMEOUT) as answer:
+                if answer.status != 206:
+                    have = 0
+                total = have + int(answer.headers.get("Content-Length", 0))
+                bar = keras.utils.Progbar(total // 2**20, unit_name="MiB", interval=1)
+                try:
+                    with part.open("ab" if have else "wb") as file:
+                        while block := answer.read1(2**20):
+                            have += file.write(block)
+                            bar.update(have // 2**20, finalize=False)
+                finally:
+                    bar.update(have // 2**20, finalize=True)
+        except urllib.error.HTTPError as error:
+            if error.code == 416:  # There is no more: it was whole already.
+                return
+            raise
+        except OSError as error:
+            broken = error
+        if not broken and have >= total:
+            return
+        if have <= before:
+            raise broken or OSError("the download broke off")
+
+
+def hash_glove(archive: Path, dim: int) -> str:
+    """Hash the member of a GloVe zip for `dim` dimensions like its published hash; "" if broken."""
+    digest = hashlib.new("md5" if len(GLOVE_HASHES[dim]) == 32 else "sha256")
+    try:
+        with zipfile.ZipFile(archive) as opened, opened.open(f"glove.6B.{dim}d.txt") as file:
+            while block := file.read(2**20):
+                digest.update(block)
+    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError):
+        return ""
+    return digest.hexdigest()
 
 
 def start_embeddings(
@@ -431,7 +550,7 @@ def start_embeddings(
     bundled = (Path(f"data/glove.6B.{dim}d.txt"), Path("data/glove.6B.zip"))
     path = Path(setting) if setting not in ("auto", "none") else None
     if setting == "auto":
-        path = next((file for file in bundled if file.exists()), None)
+        path = next((file for file in bundled if file.exists()), None) or fetch_glove(dim)
     if path is not None:
         indices, vectors, note = read_glove(path, words, dim)
         embeddings[indices] = vectors
@@ -439,11 +558,6 @@ def start_embeddings(
         say(f"GloVe: {path} knows {len(indices):,} words; {unknown:,} and the break start random.")
         if note:
             say(f"GloVe: {note}")
-    elif setting == "auto":
-        say(
-            f"GloVe: no glove.6B.{dim}d.txt or glove.6B.zip in data/, so all words start random.\n"
-            f"  To start from GloVe, put {GLOVE_URL} there (862 MB)."
-        )
     return embeddings
 
 
@@ -493,7 +607,7 @@ def quiet_stderr() -> Iterator[None]:
         os.dup2(held.fileno(), 2)
         try:
             yield
-        except BaseException:
+        except Exception:
             held.seek(0)
             os.write(terminal, held.read())
             raise
@@ -610,6 +724,8 @@ METRICS = ("loss", "acc", "val_loss", "val_acc")
 # Steps that one call of the compiled graph takes. More save nothing; fewer copy the weights more.
 STEPS_PER_CALL = 8
 
+# AutoGraph is off in all graphs: it reads the source again, which may have been edited meanwhile.
+
 
 def build_epoch(
     model: keras.Model, training: Samples, validation: Samples, batch_size: int
@@ -680,7 +796,7 @@ def compile_train_steps(model: keras.Model, training: Samples) -> Callable:
         loss = tf.reduce_sum(factors * losses) + penalty
         return tf.stack([loss * count, tf.reduce_sum(is_sample * hits(logits, targets))])
 
-    @tf.function(jit_compile=True)
+    @tf.function(jit_compile=True, autograph=False)
     def train_steps(batches: tf.Tensor, steps: tf.Tensor, bits: tf.Tensor) -> tf.Tensor:
         return tf.while_loop(
             lambda step, _: step < steps,
@@ -694,7 +810,7 @@ def compile_train_steps(model: keras.Model, training: Samples) -> Callable:
 def compile_evaluation(model: keras.Model) -> Callable:
     """Compile the measuring of samples: from phrases and targets to sums of losses and hits."""
 
-    @tf.function(reduce_retracing=True)
+    @tf.function(reduce_retracing=True, autograph=False)
     def evaluate(phrases: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
         logits = predict_logits(model, phrases)
         losses = tf.nn.sparse_softmax_cross_entropy_with_logits(targets, logits)
@@ -733,7 +849,10 @@ def build_sampler(model: keras.Model, phrase_len: int, max_words: int) -> Callab
     from an all-break phrase; each next word is drawn from the whole predicted distribution.
     """
 
-    @tf.function(input_signature=[tf.TensorSpec((), tf.int32), tf.TensorSpec((2,), tf.int32)])
+    @tf.function(
+        autograph=False,
+        input_signature=[tf.TensorSpec((), tf.int32), tf.TensorSpec((2,), tf.int32)],
+    )
     def sample(count: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
         def draw(position: tf.Tensor, phrases: tf.Tensor, quatrains: tf.TensorArray) -> tuple:
             logits = predict_logits(model, phrases)
@@ -844,13 +963,14 @@ def prepare_logs(logs: Path) -> Path:
     try:
         logs.mkdir(parents=True, exist_ok=True)
         earlier = [path for path in logs.iterdir() if re.fullmatch(r"\d+|\d{6}-\d{6}", path.name)]
+        # What names the training goes last, so that a move that was cut short can be finished.
+        earlier.sort(key=lambda path: len(path.name) == len(folder.name))
         if earlier:
-            name = max((path.name for path in earlier), key=len)
-            destination = logs / "earlier" / name
-            destination.mkdir(parents=True)
+            destination = logs / "earlier" / earlier[-1].name
+            destination.mkdir(parents=True, exist_ok=True)
             for path in earlier:
                 path.rename(destination / path.name)
-            say(f"The logs of the earlier training are now in {destination}.")
+            say(f"The logs and the checkpoint of the earlier training are now in {destination}.")
         folder.mkdir()
     except OSError as error:
         raise InputError(
@@ -871,7 +991,7 @@ def log_training(
     # A batch of known size, or the edges would carry arithmetic on its size beside the tensors.
     shape = (settings.batch_size, settings.phrase_len)
 
-    @tf.function(input_signature=[tf.TensorSpec(shape, tf.int32, name="words")])
+    @tf.function(autograph=False, input_signature=[tf.TensorSpec(shape, tf.int32, name="words")])
     def layers(words: tf.Tensor) -> tf.Tensor:
         for layer in model.layers:
             with tf.name_scope(layer.name):
@@ -947,78 +1067,282 @@ def log_embedding(folder: Path, embedding: np.ndarray, words: Sequence[str], run
     projector.visualize_embeddings(str(logs), config)
 
 
+# ==== Checkpoint: all that a training needs to go on, in one file ====
+
+# What a training cannot change on its way. All else may differ when it is resumed.
+FIXED = (
+    *("embedding_dim", "gru_dim", "dropout", "regularization", "phrase_len", "batch_size"),
+    *("learning_rate", "epochs_per_run", "seed"),
+)
+
+
+class Checkpoint(NamedTuple):
+    """What a checkpoint holds beside the model and its optimizer: see `run_training`."""
+
+    runs: int
+    seed: int
+    random_state: dict[str, Any]
+    settings: dict[str, Any]
+    words: list[str]
+    texts: list[str]
+
+
+def save_checkpoint(path: Path, model: keras.Model, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint so that a crash at any instant leaves the one before or this one, whole.
+
+    It is the file that Keras saves, with one member more.
+    """
+    new = path.with_name("unfinished.keras")
+    try:
+        model.save(new)
+        with zipfile.ZipFile(new, "a", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("quatrains.json", json.dumps(checkpoint._asdict()))
+        with new.open("rb+") as file:
+            os.fsync(file.fileno())
+        new.replace(path)
+    finally:
+        new.unlink(missing_ok=True)
+    if os.name == "posix":  # Elsewhere a folder cannot be opened, nor need be.
+        folder = os.open(path.parent, os.O_RDONLY)
+        os.fsync(folder)
+        os.close(folder)
+
+
+def find_checkpoint(logs: Path) -> Path:
+    """Find the checkpoint of the latest training in the logs; raise InputError if there is none."""
+    found = sorted(logs.glob("*-*/checkpoint.keras"))
+    if not found:
+        raise InputError(
+            f"logs {logs} has no checkpoint, there is one after the first run: train without "
+            "resume and generate, or set logs to another folder"
+        )
+    return found[-1]
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read what stands beside the model; raise InputError for no whole checkpoint of ours."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return Checkpoint(**json.loads(archive.read("quatrains.json")))
+    except (OSError, zipfile.BadZipFile, zlib.error, KeyError, ValueError, TypeError) as error:
+        raise InputError(
+            f"checkpoint {path} is broken, or none of this script ({error}): train without resume "
+            "and generate, or set logs to another folder"
+        ) from None
+
+
+def load_model(path: Path, checkpoint: Checkpoint) -> keras.Model:
+    """Load the model of a checkpoint with its optimizer; raise InputError where it is broken."""
+    try:
+        model = keras.models.load_model(path)
+        if model.get_layer("dense").units == len(checkpoint.words):
+            return model
+        reason = "its words are not the model's"
+    except (OSError, zipfile.BadZipFile, zlib.error, KeyError, ValueError, TypeError) as error:
+        reason = str(error).partition("\n")[0]
+    raise InputError(
+        f"checkpoint {path} is broken, or cannot be read ({reason}): train without resume and "
+        "generate, or set logs to another folder"
+    )
+
+
+def check_resumable(checkpoint: Checkpoint, settings: SimpleNamespace, corpus: Corpus) -> None:
+    """Raise InputError, with a line for each that differs, when a training cannot go on so."""
+    now = vars(settings)
+    lines = [
+        f"{name} was {checkpoint.settings[name]!r} and is {now[name]!r}"
+        for name in FIXED
+        if checkpoint.settings[name] != now[name]
+    ]
+    if checkpoint.texts != corpus.texts:
+        lines.append(f"corpus {settings.corpus} has another text than when the training began")
+    if lines:
+        raise InputError(
+            "the training cannot be resumed: set these back, or start a new one without resume\n  "
+            + "\n  ".join(lines)
+        )
+    if checkpoint.runs >= settings.runs:
+        raise InputError(
+            f"the training has its {checkpoint.runs} runs already: set runs higher to resume it"
+        )
+
+
 # ==== Main ====
 
 
-def run_training(settings: SimpleNamespace) -> None:
-    """Train and write, run after run, as the settings say."""
-    say(describe_settings(settings))
-    seed = secrets.randbelow(2**32) if settings.seed is None else settings.seed
-    rng = np.random.default_rng(seed)
+class Stopped(KeyboardInterrupt):
+    """A signal asked the process to end; `args[0]` is the signal's number."""
 
+
+@contextlib.contextmanager
+def stopped_by_signals() -> Iterator[None]:
+    """Raise Stopped where Ctrl-C or SIGTERM hits the block; a second one ends the process."""
+    if IN_SESSION or threading.current_thread() is not threading.main_thread():
+        yield  # The session has its own way to interrupt, and only main threads get signals.
+        return
+
+    def stop(number: int, _: Any) -> NoReturn:
+        for each in before:
+            signal.signal(each, signal.SIG_DFL)
+        raise Stopped(number)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def run_training(settings: SimpleNamespace) -> None:
+    """Train and write, run after run, as the settings say, from the start or from a checkpoint."""
+    say(describe_settings(settings))
     corpus = load_corpus(Path(settings.corpus))
-    training, validation = make_samples(corpus, settings.phrase_len, rng)
-    embeddings = start_embeddings(corpus.words, settings.embedding_dim, settings.glove, rng)
-    spelling = learn_spelling(corpus.texts)
+    seed = secrets.randbelow(2**32) if settings.seed is None else settings.seed
+    checkpoint = None
+    if settings.resume:
+        path = find_checkpoint(Path(settings.logs))
+        checkpoint = read_checkpoint(path)
+        check_resumable(checkpoint, settings, corpus)
+        seed = checkpoint.seed
+    rng = np.random.default_rng(seed)
+    samples = make_samples(corpus, settings.phrase_len, rng)
 
     device = load_tensorflow(settings.use_gpu)
     keras.utils.set_random_seed(seed)
     if settings.seed is not None:
         tf.config.experimental.enable_op_determinism()
-    folder = prepare_logs(Path(settings.logs))
     with tf.device(device):
-        model = build_model(embeddings, settings.phrase_len, settings)
-        train_epoch = build_epoch(model, training, validation, settings.batch_size)
-        sampler = build_sampler(model, settings.phrase_len, settings.max_words)
-        writer = tf.summary.create_file_writer(str(folder))
-        log_training(writer, model, folder.name, settings)
-        for run in range(settings.runs):
+        if checkpoint:
+            model = load_model(path, checkpoint)
+            rng.bit_generator.state = checkpoint.random_state
+            say(f"Going on after run {checkpoint.runs - 1} from {path}.")
+        else:
+            embeddings = start_embeddings(corpus.words, settings.embedding_dim, settings.glove, rng)
+            model = build_model(embeddings, settings.phrase_len, settings)
+            path = prepare_logs(Path(settings.logs)) / "checkpoint.keras"
+            checkpoint = Checkpoint(0, seed, {}, vars(settings), corpus.words, corpus.texts)
+        try:
+            train_runs(settings, model, samples, rng, path, checkpoint)
+        except (OSError, tf.errors.OpError) as error:
+            raise InputError(
+                f"the training broke off ({str(error).partition(chr(10))[0]}): make room, or mend "
+                "what else it names, and go on from the last checkpoint"
+            ) from None
+        finally:
+            if path.exists():
+                say(
+                    f"\n{path} holds the training up to its last whole run: go on from it with "
+                    "resume = True (--resume), write from it with generate = 20 (--generate 20)."
+                )
+
+
+def train_runs(
+    settings: SimpleNamespace,
+    model: keras.Model,
+    samples: tuple[Samples, Samples],
+    rng: np.random.Generator,
+    path: Path,
+    checkpoint: Checkpoint,
+) -> None:
+    """Train and write from the run that the checkpoint is at, and save one at `path` after each."""
+    folder, words = path.parent, checkpoint.words
+    train_epoch = build_epoch(model, *samples, settings.batch_size)
+    sampler = build_sampler(model, settings.phrase_len, settings.max_words)
+    spelling = learn_spelling(checkpoint.texts)
+    with contextlib.closing(tf.summary.create_file_writer(str(folder))) as writer:
+        if not checkpoint.runs:
+            log_training(writer, model, folder.name, settings)
+        for run in range(checkpoint.runs, settings.runs):
             say(
-                f"\nRun {run}\nTrain on {len(training.targets)} samples, "
-                f"validate on {len(validation.targets)} samples"
+                f"\nRun {run}\nTrain on {len(samples[0].targets)} samples, "
+                f"validate on {len(samples[1].targets)} samples"
             )
             metrics = train_run(run, train_epoch, settings, rng)
-            drawn = draw_quatrains(sampler, settings.quatrains_per_run, corpus.words, rng)
+            drawn = draw_quatrains(sampler, settings.quatrains_per_run, words, rng)
             verses = [format_quatrain(tokens, spelling) for tokens in drawn]
             for tokens, verse in zip(drawn, verses, strict=True):
                 say(" ".join(tokens) if settings.raw else "\n" + verse)
             log_run(writer, model, (run + 1) * settings.epochs_per_run - 1, metrics, verses)
-            log_embedding(folder, model.get_layer("embedding").get_weights()[0], corpus.words, run)
+            log_embedding(folder, model.get_layer("embedding").get_weights()[0], words, run)
+            state = rng.bit_generator.state
+            save_checkpoint(path, model, checkpoint._replace(runs=run + 1, random_state=state))
 
 
 def train_run(
     run: int, train_epoch: Callable, settings: SimpleNamespace, rng: np.random.Generator
 ) -> dict[str, float]:
-    """Train the epochs of a run; print and log each, and return the metrics of the last."""
+    """Train the epochs of a run; print and log each, and return the metrics of the last.
+
+    Raises InputError when the loss is no number any more.
+    """
     folder = Path(settings.logs, str(run))
-    writers = {name: tf.summary.create_file_writer(str(folder / name)) for name in SCALARS}
-    for epoch in range(settings.epochs_per_run):
-        start = time.perf_counter()
-        metrics = train_epoch(rng)
-        seconds = time.perf_counter() - start
-        log_epoch(writers, run * settings.epochs_per_run + epoch, metrics)
-        figures = " - ".join(f"{name}: {metrics[name]:.4f}" for name in METRICS)
-        say(f"Epoch {epoch + 1}/{settings.epochs_per_run} - {seconds:.1f}s - {figures}")
-    for writer in writers.values():
-        writer.close()
+    # An unfinished run's logs would stand beside those of the run that is resumed.
+    shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.ExitStack() as stack:
+        writers = {
+            name: stack.enter_context(
+                contextlib.closing(tf.summary.create_file_writer(str(folder / name)))
+            )
+            for name in SCALARS
+        }
+        for epoch in range(settings.epochs_per_run):
+            start = time.perf_counter()
+            metrics = train_epoch(rng)
+            seconds = time.perf_counter() - start
+            if not np.isfinite(metrics["loss"]):
+                raise InputError(
+                    f"the loss has become {metrics['loss']} in epoch {epoch + 1} of run {run}: set "
+                    f"learning_rate below {settings.learning_rate} and start again"
+                )
+            log_epoch(writers, run * settings.epochs_per_run + epoch, metrics)
+            figures = " - ".join(f"{name}: {metrics[name]:.4f}" for name in METRICS)
+            say(f"Epoch {epoch + 1}/{settings.epochs_per_run} - {seconds:.1f}s - {figures}")
     return metrics
+
+
+def write_quatrains(settings: SimpleNamespace) -> None:
+    """Write quatrains from the checkpoint, without training."""
+    path = find_checkpoint(Path(settings.logs))
+    checkpoint = read_checkpoint(path)
+    spelling = learn_spelling(checkpoint.texts)
+    device = load_tensorflow(settings.use_gpu)
+    with tf.device(device):
+        model = load_model(path, checkpoint)
+        sampler = build_sampler(model, model.input_shape[1], settings.max_words)
+        rng = np.random.default_rng(settings.seed)
+        drawn = draw_quatrains(sampler, settings.generate, checkpoint.words, rng)
+    if settings.raw:
+        text = "\n".join(map(" ".join, drawn))
+    else:
+        text = "\n\n".join(format_quatrain(tokens, spelling) for tokens in drawn)
+    if settings.output == "-":
+        return say(text)
+    try:
+        Path(settings.output).write_text(text + "\n", encoding="utf-8")
+    except OSError as error:
+        raise InputError(
+            f"output {settings.output} cannot be written ({error.strerror}): set it to another file"
+        ) from None
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run the script with these command-line arguments, and return its exit status."""
     try:
-        run_training(read_settings({name: globals()[name] for name in SETTINGS}, arguments))
+        with stopped_by_signals():
+            settings = read_settings({name: globals()[name] for name in SETTINGS}, arguments)
+            (write_quatrains if settings.generate else run_training)(settings)
     except InputError as error:
         print(f"quatrains: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print("\nquatrains: stopped", file=sys.stderr)
-        return 130
+        return 128 + next(iter(stop.args), signal.SIGINT)
     return 0
 
 
 if __name__ == "__main__":
     # In a notebook sys.argv is the kernel's own, and leaving would look like a failure.
-    status = main([] if "ipykernel" in sys.modules else sys.argv[1:])
+    status = main([] if IN_SESSION else sys.argv[1:])
     if status:
         sys.exit(status)

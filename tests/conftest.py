@@ -1,6 +1,7 @@
 """What the tests share: the script as a module, and small texts and vectors made on the spot."""
 
 import random
+import subprocess
 import sys
 from pathlib import Path
 
@@ -51,8 +52,30 @@ def arguments(**settings):
     return words
 
 
+def run_script(folder, **settings):
+    """Run the script as a command, to its end, in a folder."""
+    return subprocess.run(
+        [sys.executable, ROOT / "quatrains.py", *arguments(**settings)],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+    )
+
+
 def pytest_addoption(parser):
     parser.addoption("--pictures", help="folder for pictures of TensorBoard's tabs")
+    parser.addoption("--long", action="store_true", help="include the tests that take minutes")
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "long: takes over a minute; only with --long, as in CI")
+
+
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("--long"):
+        for item in items:
+            if item.get_closest_marker("long"):
+                item.add_marker(pytest.mark.skip(reason="takes minutes: --long runs it"))
 
 
 @pytest.fixture

@@ -60,16 +60,6 @@ def test_random_rows_have_the_spread_of_glove():
     assert embeddings.std() == pytest.approx(0.4, abs=0.01)
 
 
-def test_nothing_there_is_said_with_the_way_to_get_it(in_folder, capsys):
-    start()
-    printed = capsys.readouterr().out
-    assert "glove.6B.50d.txt" in printed
-    assert "https://" in printed
-    assert printed.count("\n") <= 2
-    start("none")
-    assert capsys.readouterr().out == ""
-
-
 def test_a_named_file_is_read(in_folder):
     (in_folder / "mine.txt").write_bytes(glove_text())
     assert start("mine.txt")[1] == pytest.approx(0.5)

@@ -7,21 +7,12 @@ import sys
 import pytest
 
 import quatrains
-from conftest import ROOT, SMALL, arguments, write_verses
+from conftest import ROOT, SMALL, arguments, run_script, write_verses
 
 EPOCH = re.compile(
     r"Epoch (\d)/2 - [\d.]+s - loss: ([\d.]+) - acc: ([\d.]+)"
     r" - val_loss: ([\d.]+) - val_acc: ([\d.]+)"
 )
-
-
-def run_script(folder, **settings):
-    return subprocess.run(
-        [sys.executable, ROOT / "quatrains.py", *arguments(**settings)],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-    )
 
 
 def read_scalars(folder):
@@ -61,6 +52,8 @@ def test_a_training_prints_its_story(trainings):
     tokens = int(re.search(r"(\d,\d{3}) tokens", out)[1].replace(",", ""))
     assert int(samples[1]) == int(0.95 * (tokens - 2 * 60))
     assert int(samples[1]) + int(samples[2]) == tokens - 2 * 60
+    out, saved = out.rstrip("\n").rsplit("\n\n", 1)
+    assert re.match(r"logs.\d{6}-\d{6}.checkpoint\.keras holds the training", saved)
     first, second = re.split(r"\nRun \d\n", out)[1:]
     for run in (first, second):
         assert len(EPOCH.findall(run)) == 2
@@ -92,7 +85,7 @@ def test_scalars_are_what_was_printed(trainings):
 def test_a_seed_repeats_a_training_exactly(trainings):
     _, outputs = trainings
     told = [
-        re.sub(r"\d+\.\ds|The logs of.*\n", "", done.stdout).partition("Corpus:")[2]
+        re.sub(r"\d+\.\ds|The logs and.*\n|\d{6}-\d{6}", "", done.stdout).partition("Corpus:")[2]
         for done in outputs
     ]
     assert told[0] == told[1] != ""
@@ -112,18 +105,24 @@ def test_raw_prints_token_lines(tmp_path, capsys, monkeypatch, verses):
     monkeypatch.chdir(tmp_path)
     settings = SMALL | {"corpus": verses, "runs": 1, "raw": True, "quatrains_per_run": 40}
     assert quatrains.main(arguments(**settings)) == 0
-    lines = capsys.readouterr().out.splitlines()[-40:]
+    lines = capsys.readouterr().out.splitlines()[-42:-2]
     known = set(quatrains.load_corpus(verses).words[1:])
     assert all(set(line.split()) <= known for line in lines)
     assert any(" ." in line or " ," in line for line in lines)
 
 
 BAD_CORPORA = {
-    "missing": (None, "cannot be read"),
+    "missing": (None, "cannot be read (No such file or directory)"),
+    "a folder": (..., "cannot be read (Is a directory)"),
     "empty": (b"", "has no words"),
     "comments": (b"# only\n# comments\n", "has no words"),
-    "undecodable": ("quatrains \xe9gar\xe9s".encode("latin-1"), "is not UTF-8"),
+    "punctuation": (b"... ,,, !!!\n\n--- ***", "too few"),
+    "binary": (bytes(range(128)) * 9, "is no text"),
+    "cp1252": ("quatrains \xe9gar\xe9s".encode("cp1252"), "`iconv -f cp1252 -t utf-8`"),
+    "utf-16": ("the king of Rome".encode("utf-16"), "`iconv -f utf-16 -t utf-8`"),
+    "utf-16 without a mark": ("the king of Rome".encode("utf-16-le"), "is no text"),
     "too small": (b"one two three four five six seven", "too few"),
+    "shorter than a phrase": (b"one, two\n\n" * 50, "gives 0 samples, too few"),
 }
 
 
@@ -132,15 +131,38 @@ def test_bad_corpora_are_one_line_and_touch_nothing(case, tmp_path, capsys, monk
     content, reason = BAD_CORPORA[case]
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "bad.txt"
-    if content is not None:
+    if content is ...:
+        path.mkdir()
+    elif content is not None:
         path.write_bytes(content)
     before = sorted(tmp_path.rglob("*"))
-    assert quatrains.main(arguments(**SMALL | {"corpus": "bad.txt"})) == 2
+    assert quatrains.main(arguments(**SMALL | {"corpus": "bad.txt", "phrase_len": 6})) == 2
     message = capsys.readouterr().err
     assert message.count("\n") == 1
     assert reason in message
     assert "corpus" in message
     assert sorted(tmp_path.rglob("*")) == before
+
+
+ODD_CORPORA = {
+    "one quatrain": "the king of Rome shall see the moon, " * 8,
+    "a very long quatrain": "the king of Rome shall see the moon, " * 12_500,
+    "Windows line ends": "the king of Rome\r\nshall see the moon.\r\n\r\n" * 30,
+    "old Macintosh line ends": "the king of Rome\rshall see the moon.\r\r" * 30,
+    "a byte order mark": "\ufeff" + "the king of Rome\nshall see the moon.\n\n" * 30,
+    "no final newline": "the king of Rome\nshall see the moon.\n\n" * 30 + "the moon",
+}
+
+
+@pytest.mark.parametrize("case", ODD_CORPORA)
+def test_odd_corpora_are_read_as_they_are_meant(case, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "odd.txt"
+    path.write_bytes(ODD_CORPORA[case].encode())
+    assert quatrains.main(arguments(**SMALL | {"corpus": "odd.txt", "runs": 1})) == 0
+    assert re.search(
+        r"has (1|30|31) quatrains, [\d,]+ tokens, (8|9) distinct words", capsys.readouterr().out
+    )
 
 
 def test_a_gpu_asked_for_and_not_there_touches_nothing(tmp_path, capsys, monkeypatch, verses):
