@@ -1,15 +1,25 @@
+# /// script
+# requires-python = ">=3.10"
+# dependencies = [
+#     "tensorflow~=2.21",
+#     "keras~=3.15",
+#     "numpy~=2.0",
+#     "tensorboard~=2.21",
+# ]
+# ///
 """Learn to write new prophecies in the manner of Nostradamus.
 
     python quatrains.py                          train, and write five quatrains after every run
     python quatrains.py --runs 2 --glove none    the same, in small
     python quatrains.py --resume                 go on where the last training was stopped
     python quatrains.py --generate 20            write twenty, without training
+    python quatrains.py --generate 5 --opening "the great king" --temperature 0.8
     python quatrains.py --help                   every setting, with its default
     tensorboard --port 8080 --logdir=logs        watch it
 
 A port to TensorFlow and Keras 3 of a system published in 2017. It is told in the order in which
 things happen: settings, command line, corpus, phrases, GloVe, model, training, sampling, verse,
-logs, checkpoint, main.
+writing, logs, checkpoint, main.
 """
 
 from __future__ import annotations
@@ -17,9 +27,11 @@ from __future__ import annotations
 import argparse
 import codecs
 import contextlib
+import difflib
 import functools
 import hashlib
 import http.client
+import importlib.util
 import io
 import itertools
 import json
@@ -29,6 +41,7 @@ import re
 import secrets
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import textwrap
@@ -46,7 +59,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import IO, TYPE_CHECKING, Any, NamedTuple, NoReturn
 
-import numpy as np
+try:
+    import numpy as np
+except ModuleNotFoundError:  # `require_packages` binds it, or says what to do.
+    np = None
 
 if TYPE_CHECKING:  # load_tensorflow binds these when it is called.
     import keras
@@ -87,6 +103,14 @@ quatrains_per_run = 5
 max_words = 32
 # True prints the bare tokens; False restores lines, capitals and spacing.
 raw = False
+# Below 1 the likely words get likelier and the verse tamer, above 1 it gets wilder.
+temperature = 1.0
+# 0 draws from all words, any other number only from so many of the likeliest.
+top_k = 0
+# Words that every quatrain begins with.
+opening = ""
+# A quatrain that quotes a longer run of words from the corpus is drawn again; 0 lets all pass.
+max_quote = 8
 # 0 trains; any other number writes that many quatrains from the checkpoint in `logs` instead, to
 # the file `output`, or to the screen if that is "-".
 generate = 0
@@ -114,7 +138,7 @@ class InputError(Exception):
 
 
 class Setting(NamedTuple):
-    """What a setting is for, its type, and the smallest and largest number it may be."""
+    """What a setting is for, its type, and the least and most it may be, or its letters."""
 
     meaning: str
     kind: type
@@ -126,7 +150,7 @@ class Setting(NamedTuple):
         if self.kind is bool:
             return "True or False"
         if self.kind is str:
-            return "a text of at least one letter"
+            return "a text of at least one letter" if self.low else "a text"
         upper = f" to {self.high}" if self.high < math.inf else ""
         return f"a {'whole ' if self.kind is int else ''}number from {self.low}{upper}"
 
@@ -147,11 +171,15 @@ SETTINGS = {
     "quatrains_per_run": Setting("quatrains written after each run", int, 1),
     "max_words": Setting("most words of a quatrain", int, 1),
     "raw": Setting("print the bare tokens, one quatrain a line", bool),
+    "temperature": Setting("how freely words are drawn", float, 0.01, 100),
+    "top_k": Setting("draw from so many of the likeliest words, 0 from all", int),
+    "opening": Setting("words that every quatrain begins with", str),
+    "max_quote": Setting("longest quote from the corpus, in words, 0 for any", int),
     "generate": Setting("quatrains to write instead of training", int),
-    "output": Setting('file for them, or "-" for the screen', str),
-    "corpus": Setting("file to learn from", str),
-    "glove": Setting('where word vectors come from: "auto", "none" or a file', str),
-    "logs": Setting("folder for TensorBoard", str),
+    "output": Setting('file for them, or "-" for the screen', str, 1),
+    "corpus": Setting("file to learn from", str, 1),
+    "glove": Setting('where word vectors come from: "auto", "none" or a file', str, 1),
+    "logs": Setting("folder for TensorBoard", str, 1),
 }
 
 
@@ -213,11 +241,10 @@ def check_setting(name: str, value: Any) -> Any:
         return None
     if setting.kind is float and type(value) is int:
         value = float(value)
-    legal = type(value) is setting.kind and value != ""
-    if legal and setting.kind in (int, float):
-        legal = setting.low <= value <= setting.high
-    if legal:
-        return value
+    if type(value) is setting.kind:
+        size = len(value) if setting.kind is str else value
+        if setting.kind is bool or setting.low <= size <= setting.high:
+            return value
     raise InputError(f"{name} = {value!r} will not do: it must be {setting.legal()}")
 
 
@@ -236,11 +263,12 @@ PUNCTUATION = ".,;!?"
 SENTENCE_ENDS = ".!?"
 # What the tokenizer of 2017 dropped, and the curly quotation marks and dashes of typeset texts.
 DROPPED = '"#$%&()*+/:<=>@[\\]^_{|}~`\u201c\u201d\u201e\u00ab\u00bb\u2013\u2014\u2026'
+HEADING = re.compile(r"#.*\b([IVXLCDM]+|\d+)$")
 TOKEN = re.compile(rf"[{PUNCTUATION}]|[^\s{re.escape(PUNCTUATION + DROPPED)}]+")
 
 
-def read_corpus(path: Path) -> list[str]:
-    """Read the quatrains of a UTF-8 text file, each with its lines as in the file.
+def read_corpus(path: Path) -> list[tuple[str, str]]:
+    """Read the quatrains of a UTF-8 text file, each with its number and its lines as in the file.
 
     Quatrains are parted by blank lines; in a file without blank lines each line is one. Lines that
     start with `#` are comments. Raises InputError when the file cannot be read or has no words.
@@ -261,11 +289,28 @@ def read_corpus(path: Path) -> list[str]:
         ) from None
     if b"\0" in data:
         raise InputError(f"corpus {path} is no text: set corpus to a file of quatrains in UTF-8")
-    text = "\n".join(line.strip() for line in lines if not line.startswith("#")).strip()
-    quatrains = text.split("\n\n" if "\n\n" in text else "\n")
-    quatrains = [quatrain.strip() for quatrain in quatrains if tokenize(quatrain)]
+    quatrains = split_quatrains([line.strip() for line in lines])
     if not quatrains:
         raise InputError(f"corpus {path} has no words: set corpus to a file of quatrains")
+    return quatrains
+
+
+def split_quatrains(lines: Iterable[str]) -> list[tuple[str, str]]:
+    """Part the lines of a corpus into quatrains, each with its number, for instance VI.57.
+
+    It counts from the last comment that ends in a numeral, or from the start of the corpus.
+    """
+    text = "\n".join(line for line in lines if not line.startswith("#")).strip()
+    gap = "\n\n" if "\n\n" in text else "\n"
+    marked = (HEADING.sub(rf"{gap}\0\1.{gap}", line) for line in lines)
+    text = "\n".join(line for line in marked if not line.startswith("#"))
+    quatrains, heading, number = [], "", 0
+    for part in map(str.strip, text.split(gap)):
+        if part.startswith("\0"):
+            heading, number = part[1:], 0
+        elif tokenize(part):
+            number += 1
+            quatrains.append((f"{heading}{number}", part))
     return quatrains
 
 
@@ -295,8 +340,9 @@ def encode(quatrains: Iterable[Sequence[str]], words: Sequence[str]) -> list[np.
 
 
 class Corpus(NamedTuple):
-    """The quatrains of a corpus as texts and as tokens, its words by index, and their counts."""
+    """The quatrains of a corpus: numbers, texts, tokens; its words by index, and their counts."""
 
+    numbers: list[str]
     texts: list[str]
     tokens: list[list[str]]
     words: list[str]
@@ -305,14 +351,14 @@ class Corpus(NamedTuple):
 
 def load_corpus(path: Path) -> Corpus:
     """Read a corpus, number its words, and say what was found."""
-    texts = read_corpus(path)
+    numbers, texts = map(list, zip(*read_corpus(path), strict=True))
     tokens = [tokenize(text) for text in texts]
     words, counts = build_vocabulary(tokens)
     say(
         f"Corpus: {path} has {len(texts):,} quatrains, {counts[1:].sum():,} tokens, "
         f"{len(words) - 1:,} distinct words."
     )
-    return Corpus(texts, tokens, words, counts)
+    return Corpus(numbers, texts, tokens, words, counts)
 
 
 # ==== Phrases: what the model is shown, and what it should answer ====
@@ -564,6 +610,36 @@ def start_embeddings(
 # ==== TensorFlow, its device, and the model ====
 
 
+def require_packages(use_gpu: bool) -> None:
+    """See that the packages of requirements.txt are there; in a session, install them if not.
+
+    Elsewhere the interpreter is its owner's: InputError says what to type.
+    """
+    global np
+    needed = ("numpy", "tensorflow", "keras", "tensorboard")
+    missing = [name for name in needed if importlib.util.find_spec(name) is None]
+    if not missing:
+        return
+    told = f"{', '.join(missing)} not installed"
+    if not IN_SESSION:
+        raise InputError(f"{told}: type `{sys.executable} -m pip install -r requirements.txt`")
+    try:
+        lines = Path("requirements.txt").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        raise InputError(
+            f"{told}: start in the folder of requirements.txt, or install them"
+        ) from None
+    cuda = "tensorflow[and-cuda]" if use_gpu else "tensorflow"
+    packages = [re.sub(r"^tensorflow\b", cuda, line) for line in lines]
+    say(f"{told}: installing {', '.join(packages)}. That takes a few minutes.")
+    command = [sys.executable, "-m", "pip", "install", "--quiet", *packages]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise InputError(f"{told}, and pip cannot install them: {done.stderr.strip()}")
+    importlib.invalidate_caches()
+    import numpy as np
+
+
 def load_tensorflow(use_gpu: bool) -> str:
     """Import TensorFlow and Keras for all that follows, and return the device, made ready.
 
@@ -588,6 +664,8 @@ def load_tensorflow(use_gpu: bool) -> str:
             "use_gpu = True, but TensorFlow sees no GPU: install its CUDA libraries with "
             '`pip install "tensorflow[and-cuda]"`, or set use_gpu = False'
         )
+    if use_gpu and len(gpus) > 1:
+        say(f"TensorFlow sees {len(gpus)} GPUs; the first one is used.")
     for gpu in gpus:
         # Or TensorFlow takes the whole card. It refuses once the card is in use: then it is set.
         with contextlib.suppress(RuntimeError):
@@ -844,37 +922,60 @@ def cross_entropy(logits: tf.Tensor, targets: tf.Tensor) -> tuple[tf.Tensor, tf.
 def build_sampler(model: keras.Model, phrase_len: int, max_words: int) -> Callable:
     """Compile the drawing of whole quatrains into one graph.
 
-    The graph takes how many (int32) and a seed (two int32), and returns word indices (int32,
-    quatrains x max_words), of which those after a first break mean nothing. Every quatrain starts
-    from an all-break phrase; each next word is drawn from the whole predicted distribution.
+    The graph takes the phrases to go on from (int32, quatrains x phrase_len), a seed (two int32),
+    the temperature that logits are divided by, and `top_k`. It returns the words after them (int32,
+    quatrains x max_words), of which those after a first break mean nothing. Each is drawn from the
+    predicted distribution, the whole of it if `top_k` is 0.
     """
+    specs = [
+        tf.TensorSpec((None, phrase_len), tf.int32),
+        tf.TensorSpec((2,), tf.int32),
+        tf.TensorSpec(()),
+        tf.TensorSpec((), tf.int32),
+    ]
 
-    @tf.function(
-        autograph=False,
-        input_signature=[tf.TensorSpec((), tf.int32), tf.TensorSpec((2,), tf.int32)],
-    )
-    def sample(count: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    def keep_top(logits: tf.Tensor, top_k: tf.Tensor) -> tf.Tensor:
+        least = tf.math.top_k(logits, tf.minimum(top_k, logits.shape[1])).values[:, -1:]
+        return tf.where(logits < least, -np.inf, logits)
+
+    @tf.function(autograph=False, input_signature=specs)
+    def sample(
+        phrases: tf.Tensor, seed: tf.Tensor, temperature: tf.Tensor, top_k: tf.Tensor
+    ) -> tf.Tensor:
         def draw(position: tf.Tensor, phrases: tf.Tensor, quatrains: tf.TensorArray) -> tuple:
-            logits = predict_logits(model, phrases)
+            logits = predict_logits(model, phrases) / temperature
+            logits = tf.cond(top_k > 0, lambda: keep_top(logits, top_k), lambda: logits)
             word_seed = tf.random.experimental.stateless_fold_in(seed, position)
             words = tf.random.stateless_categorical(logits, 1, word_seed, tf.int32)
             phrases = tf.ensure_shape(tf.concat([phrases[:, 1:], words], 1), (None, phrase_len))
             return position + 1, phrases, quatrains.write(position, words[:, 0])
 
-        phrases = tf.zeros((count, phrase_len), tf.int32)
         loop = (0, phrases, tf.TensorArray(tf.int32, max_words))
         _, _, quatrains = tf.while_loop(lambda position, *_: position < max_words, draw, loop)
         return tf.transpose(quatrains.stack())
 
+    sample.max_words = max_words
     return sample
 
 
 def draw_quatrains(
-    sampler: Callable, count: int, words: Sequence[str], rng: np.random.Generator
-) -> list[list[str]]:
-    """Draw quatrains, each as its tokens up to its break."""
-    rows = sampler(np.int32(count), rng.integers(2**31, size=2, dtype=np.int32)).numpy()
-    return [[words[index] for index in itertools.takewhile(bool, row)] for row in rows]
+    sampler: Callable,
+    count: int,
+    rng: np.random.Generator,
+    opening: Sequence[int] = (),
+    temperature: float = 1.0,
+    top_k: int = 0,
+) -> list[list[int]]:
+    """Draw quatrains that begin with an opening, each as its word indices up to its break.
+
+    Before the opening stands an all-break phrase.
+    """
+    phrase_len, max_words = sampler.input_signature[0].shape[1], sampler.max_words
+    phrase = np.array([*[0] * phrase_len, *opening][-phrase_len:], np.int32)
+    seed = rng.integers(2**31, size=2, dtype=np.int32)
+    rows = sampler(np.tile(phrase, (count, 1)), seed, temperature, top_k).numpy()
+    words = ([*opening, *itertools.takewhile(bool, row)] for row in rows.tolist())
+    return [row[:max_words] for row in words]
 
 
 # ==== Verse: four lines, capitals, punctuation closed up ====
@@ -943,6 +1044,131 @@ def break_lines(tokens: Sequence[str], line_ends: set[str]) -> list[Sequence[str
         later = [place for place in places if place > cuts[-1]]
         cuts += [min(later, key=badness)] if later else []
     return [tokens[start:end] for start, end in itertools.pairwise([*cuts, len(tokens)])]
+
+
+# ==== Writing: what a trained model is good for ====
+
+# How often a quatrain that quotes too much is drawn again.
+REDRAWS = 10
+
+
+class Quatrain(NamedTuple):
+    """A new quatrain: its tokens, the same as verse, and the longest quote from the corpus in it.
+
+    `source` is the number of the quatrain it stands in, `quoted` what its first draw had quoted, in
+    words, before it was drawn again for quoting too much.
+    """
+
+    tokens: list[str]
+    verse: str
+    quote: list[str]
+    source: str
+    quoted: int
+
+    def __str__(self) -> str:
+        """Give the verse, for print."""
+        return self.verse
+
+
+def longest_quote(words: Sequence[int], corpus: np.ndarray) -> tuple[int, int, int]:
+    """Find the longest run of words that stands in the corpus too.
+
+    Takes indices, in the corpus with a -1 after each quatrain. Returns the length of the run and
+    where it ends in both. (The longest common substring, by dynamic programming.)
+    """
+    best = (0, 0, 0)
+    lengths = np.zeros(len(corpus) + 1, np.int32)
+    for end, word in enumerate(words, 1):
+        lengths[1:] = np.where(corpus == word, lengths[:-1] + 1, 0)
+        best = max(best, (int(lengths.max()), end, int(lengths.argmax())))
+    return best
+
+
+class Prophet:
+    """A trained model that writes quatrains; a session keeps it as `prophet` after a training."""
+
+    def __init__(self, model: keras.Model, checkpoint: Checkpoint, max_words: int = 32) -> None:
+        self.model = model
+        self.words = checkpoint.words
+        self.numbers = checkpoint.numbers
+        self.spelling = learn_spelling(checkpoint.texts)
+        self.sampler = build_sampler(model, model.input_shape[1], max_words)
+        self.index = {word: number for number, word in enumerate(self.words)}
+        self.marks = {self.index[mark] for mark in PUNCTUATION if mark in self.index}
+        rows = [self.bare([self.index[t] for t in tokenize(text)]) for text in checkpoint.texts]
+        self.corpus = np.array([number for row in rows for number in (*row, -1)])
+
+    def write(
+        self,
+        count: int = 5,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        opening: str = "",
+        seed: int | None = None,
+        max_quote: int = 0,
+    ) -> list[Quatrain]:
+        """Write quatrains; the parameters are as the settings of these names.
+
+        Raises InputError for illegal parameters, and for opening words that the corpus never uses.
+        """
+        for name in ("temperature", "top_k", "opening", "seed", "max_quote"):
+            check_setting(name, locals()[name])
+        rng = np.random.default_rng(seed)
+        start = self.look_up(opening)
+        draw = functools.partial(
+            draw_quatrains,
+            self.sampler,
+            rng=rng,
+            opening=start,
+            temperature=temperature,
+            top_k=top_k,
+        )
+        written = [self.describe(row) for row in draw(count)]
+        for _ in range(REDRAWS):
+            long = [i for i, each in enumerate(written) if 0 < max_quote < len(each.quote)]
+            if not long:
+                break
+            for i, row in zip(long, draw(len(long)), strict=True):
+                written[i] = self.describe(row)._replace(quoted=written[i].quoted)
+        return written
+
+    def describe(self, row: Sequence[int]) -> Quatrain:
+        """Turn word indices into a quatrain."""
+        tokens = [self.words[number] for number in row]
+        bare = self.bare(row)
+        length, end, place = longest_quote(bare, self.corpus)
+        quote = [self.words[number] for number in bare[end - length : end]]
+        source = self.numbers[np.count_nonzero(self.corpus[: max(place - 1, 0)] < 0)]
+        return Quatrain(tokens, format_quatrain(tokens, self.spelling), quote, source, length)
+
+    def bare(self, row: Iterable[int]) -> list[int]:
+        """Leave the punctuation out: a quote is one whatever stands between its words."""
+        return [number for number in row if number not in self.marks]
+
+    def look_up(self, opening: str) -> list[int]:
+        """Turn opening words into indices; InputError names those that the corpus has not."""
+        tokens = tokenize(opening)
+        unknown = [token for token in tokens if token not in self.index]
+        if unknown:
+            near = {word: difflib.get_close_matches(word, self.words, 3, 0.5) for word in unknown}
+            told = [f"{w} (near it: {', '.join(n) or 'nothing'})" for w, n in near.items()]
+            raise InputError(f"opening has words that the corpus never uses: {'; '.join(told)}")
+        if len(tokens) >= self.sampler.max_words:
+            raise InputError(f"opening has {len(tokens)} words: set max_words to more, or cut it")
+        return [self.index[token] for token in tokens]
+
+
+def report_quotes(written: Iterable[Quatrain], max_quote: int) -> str:
+    """Say in a line which quote is the longest, and what was drawn again for quoting too much."""
+    longest = max(written, key=lambda quatrain: len(quatrain.quote))
+    words = " ".join(longest.quote)
+    line = f'Longest quote: {len(longest.quote)} words, "{words}" ({longest.source}).'
+    again = sum(0 < max_quote < quatrain.quoted for quatrain in written)
+    left = sum(0 < max_quote < len(quatrain.quote) for quatrain in written)
+    if again:
+        line += f" {again} quoted more than {max_quote} words and were drawn again"
+        line += f", {left} of them {REDRAWS} times in vain." if left else "."
+    return line
 
 
 # ==== Logs: what TensorBoard shows ====
@@ -1019,9 +1245,9 @@ def log_run(
     model: keras.Model,
     epoch: int,
     metrics: Mapping[str, float],
-    verses: Iterable[str],
+    written: Sequence[Quatrain],
 ) -> None:
-    """Write where a run ended: weights as histograms, quatrains, and the metrics of HParams."""
+    """Write where a run ended: weights, quatrains, how much they quote, the metrics of HParams."""
     rng = np.random.default_rng(0)
     with writer.as_default(epoch):
         for layer in model.layers:
@@ -1030,8 +1256,9 @@ def log_run(
                 values = weight.numpy().ravel()
                 values = rng.choice(values, min(values.size, 50_000), replace=False)
                 tf.summary.histogram(f"weights/{layer.name}/{weight.name}", values)
-        for number, verse in enumerate(verses, 1):
-            tf.summary.text(f"quatrain {number}", "> " + verse.replace("\n", "  \n> "))
+        for number, quatrain in enumerate(written, 1):
+            tf.summary.text(f"quatrain {number}", "> " + quatrain.verse.replace("\n", "  \n> "))
+        tf.summary.scalar("longest_quote", max(quatrain.quoted for quatrain in written))
         for name in ("val_loss", "val_acc"):
             tf.summary.scalar(name, metrics[name])
     writer.flush()
@@ -1084,6 +1311,7 @@ class Checkpoint(NamedTuple):
     random_state: dict[str, Any]
     settings: dict[str, Any]
     words: list[str]
+    numbers: list[str]
     texts: list[str]
 
 
@@ -1195,7 +1423,11 @@ def stopped_by_signals() -> Iterator[None]:
 
 
 def run_training(settings: SimpleNamespace) -> None:
-    """Train and write, run after run, as the settings say, from the start or from a checkpoint."""
+    """Train and write, run after run, as the settings say, from the start or from a checkpoint.
+
+    What is trained stays there as `prophet`, whole or interrupted, for a session to play with.
+    """
+    global prophet
     say(describe_settings(settings))
     corpus = load_corpus(Path(settings.corpus))
     seed = secrets.randbelow(2**32) if settings.seed is None else settings.seed
@@ -1221,9 +1453,12 @@ def run_training(settings: SimpleNamespace) -> None:
             embeddings = start_embeddings(corpus.words, settings.embedding_dim, settings.glove, rng)
             model = build_model(embeddings, settings.phrase_len, settings)
             path = prepare_logs(Path(settings.logs)) / "checkpoint.keras"
-            checkpoint = Checkpoint(0, seed, {}, vars(settings), corpus.words, corpus.texts)
+            checkpoint = Checkpoint(
+                0, seed, {}, vars(settings), corpus.words, corpus.numbers, corpus.texts
+            )
+        prophet = Prophet(model, checkpoint, settings.max_words)
         try:
-            train_runs(settings, model, samples, rng, path, checkpoint)
+            train_runs(settings, prophet, samples, rng, path, checkpoint)
         except (OSError, tf.errors.OpError) as error:
             raise InputError(
                 f"the training broke off ({str(error).partition(chr(10))[0]}): make room, or mend "
@@ -1234,22 +1469,22 @@ def run_training(settings: SimpleNamespace) -> None:
                 say(
                     f"\n{path} holds the training up to its last whole run: go on from it with "
                     "resume = True (--resume), write from it with generate = 20 (--generate 20)."
+                    + " Or play: print(*prophet.write(3), sep='\\n\\n')"
+                    * IN_SESSION
                 )
 
 
 def train_runs(
     settings: SimpleNamespace,
-    model: keras.Model,
+    prophet: Prophet,
     samples: tuple[Samples, Samples],
     rng: np.random.Generator,
     path: Path,
     checkpoint: Checkpoint,
 ) -> None:
     """Train and write from the run that the checkpoint is at, and save one at `path` after each."""
-    folder, words = path.parent, checkpoint.words
+    folder, model = path.parent, prophet.model
     train_epoch = build_epoch(model, *samples, settings.batch_size)
-    sampler = build_sampler(model, settings.phrase_len, settings.max_words)
-    spelling = learn_spelling(checkpoint.texts)
     with contextlib.closing(tf.summary.create_file_writer(str(folder))) as writer:
         if not checkpoint.runs:
             log_training(writer, model, folder.name, settings)
@@ -1259,12 +1494,14 @@ def train_runs(
                 f"validate on {len(samples[1].targets)} samples"
             )
             metrics = train_run(run, train_epoch, settings, rng)
-            drawn = draw_quatrains(sampler, settings.quatrains_per_run, words, rng)
-            verses = [format_quatrain(tokens, spelling) for tokens in drawn]
-            for tokens, verse in zip(drawn, verses, strict=True):
-                say(" ".join(tokens) if settings.raw else "\n" + verse)
-            log_run(writer, model, (run + 1) * settings.epochs_per_run - 1, metrics, verses)
-            log_embedding(folder, model.get_layer("embedding").get_weights()[0], words, run)
+            # A seed of its own, so that what is written changes nothing in what is trained.
+            seed = int(rng.integers(2**32))
+            written = prophet.write(settings.quatrains_per_run, seed=seed, **pick_writing(settings))
+            for quatrain in written:
+                say(" ".join(quatrain.tokens) if settings.raw else f"\n{quatrain}")
+            say("\n" + report_quotes(written, settings.max_quote))
+            log_run(writer, model, (run + 1) * settings.epochs_per_run - 1, metrics, written)
+            log_embedding(folder, model.get_layer("embedding").get_weights()[0], prophet.words, run)
             state = rng.bit_generator.state
             save_checkpoint(path, model, checkpoint._replace(runs=run + 1, random_state=state))
 
@@ -1301,29 +1538,36 @@ def train_run(
     return metrics
 
 
+def pick_writing(settings: SimpleNamespace) -> dict[str, Any]:
+    """Pick the settings that `Prophet.write` takes."""
+    names = ("temperature", "top_k", "opening", "max_quote")
+    return {name: getattr(settings, name) for name in names}
+
+
 def write_quatrains(settings: SimpleNamespace) -> None:
-    """Write quatrains from the checkpoint, without training."""
+    """Write quatrains from the checkpoint, without training, and on standard error their quotes."""
+    global prophet
     path = find_checkpoint(Path(settings.logs))
     checkpoint = read_checkpoint(path)
-    spelling = learn_spelling(checkpoint.texts)
     device = load_tensorflow(settings.use_gpu)
     with tf.device(device):
-        model = load_model(path, checkpoint)
-        sampler = build_sampler(model, model.input_shape[1], settings.max_words)
-        rng = np.random.default_rng(settings.seed)
-        drawn = draw_quatrains(sampler, settings.generate, checkpoint.words, rng)
+        prophet = Prophet(load_model(path, checkpoint), checkpoint, settings.max_words)
+        written = prophet.write(settings.generate, seed=settings.seed, **pick_writing(settings))
     if settings.raw:
-        text = "\n".join(map(" ".join, drawn))
+        text = "\n".join(" ".join(quatrain.tokens) for quatrain in written)
     else:
-        text = "\n\n".join(format_quatrain(tokens, spelling) for tokens in drawn)
+        text = "\n\n".join(map(str, written))
     if settings.output == "-":
-        return say(text)
-    try:
-        Path(settings.output).write_text(text + "\n", encoding="utf-8")
-    except OSError as error:
-        raise InputError(
-            f"output {settings.output} cannot be written ({error.strerror}): set it to another file"
-        ) from None
+        say(text)
+    else:
+        try:
+            Path(settings.output).write_text(text + "\n", encoding="utf-8")
+        except OSError as error:
+            raise InputError(
+                f"output {settings.output} cannot be written ({error.strerror}): set it to another "
+                "file"
+            ) from None
+    print("\n" + report_quotes(written, settings.max_quote), file=sys.stderr, flush=True)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -1331,6 +1575,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         with stopped_by_signals():
             settings = read_settings({name: globals()[name] for name in SETTINGS}, arguments)
+            require_packages(settings.use_gpu)
             (write_quatrains if settings.generate else run_training)(settings)
     except InputError as error:
         print(f"quatrains: {error}", file=sys.stderr)
@@ -1342,7 +1587,8 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    # In a notebook sys.argv is the kernel's own, and leaving would look like a failure.
-    status = main([] if IN_SESSION else sys.argv[1:])
-    if status:
+    # In a notebook's cell sys.argv is the kernel's own; %run, like a shell, gives a file its own.
+    status = main(sys.argv[1:] if "__file__" in globals() else [])
+    # Where there is a session, leaving it would look like a failure.
+    if status and not IN_SESSION:
         sys.exit(status)

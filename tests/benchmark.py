@@ -211,7 +211,7 @@ def print_ratios(seconds):
 
 def measure_sampling(rounds, world):
     def draw(count):
-        return quatrains.draw_quatrains(world.sampler, count, world.corpus.words, world.rng)
+        return quatrains.draw_quatrains(world.sampler, count, world.rng)
 
     world.epoch(world.rng)
     draw(5), draw(1000), world.literal.write(1)
@@ -231,17 +231,20 @@ def measure_run(rounds, world):
 
     training = quatrains.prepare_logs(Path(settings.logs))
     writer = quatrains.tf.summary.create_file_writer(str(training))
-    spelling = quatrains.learn_spelling(world.corpus.texts)
-    words = world.corpus.words
+    corpus = world.corpus
+    given = (0, 1, {}, vars(settings), corpus.words, corpus.numbers, corpus.texts)
+    checkpoint = quatrains.Checkpoint(*given)
+    prophet = quatrains.Prophet(world.model, checkpoint)
 
     def ours():
         run = next(numbers)
         metrics = quatrains.train_run(run, world.epoch, settings, world.rng)
-        drawn = quatrains.draw_quatrains(world.sampler, 5, words, world.rng)
-        verses = [quatrains.format_quatrain(tokens, spelling) for tokens in drawn]
-        quatrains.log_run(writer, world.model, run, metrics, verses)
+        written = prophet.write(5, max_quote=8)
+        quatrains.report_quotes(written, 8)
+        quatrains.log_run(writer, world.model, run, metrics, written)
         embedding = world.model.get_layer("embedding").get_weights()[0]
-        quatrains.log_embedding(training, embedding, words, run)
+        quatrains.log_embedding(training, embedding, corpus.words, run)
+        quatrains.save_checkpoint(training / "checkpoint.keras", world.model, checkpoint)
 
     world.literal.fit(), ours()
     literal = {"literal port": lambda: world.literal.run(str(folder / str(next(numbers))))}
@@ -359,7 +362,7 @@ def train_once(corpus, epochs):
 def measure_growth(_, __):
     print("\n6. Peak memory of the whole job, and the time of an epoch after the first")
     folder = Path(tempfile.mkdtemp())
-    texts = quatrains.read_corpus(CORPUS)
+    texts = [text for _, text in quatrains.read_corpus(CORPUS)]
     for name, times, epochs, split in (
         ("the bundled corpus", 1, 4, 1),
         ("10 times the corpus", 10, 2, 1),

@@ -17,7 +17,7 @@ def test_bundled_corpus_has_all_quatrains_of_all_centuries():
     sizes = {name: len(body.strip().split("\n\n")) for name, body in parts}
     centuries = "I II III IV V VI VII VIII IX X".split()
     assert sizes == dict.fromkeys(centuries, 100) | {"VII": 42}
-    assert {quatrain.count("\n") for quatrain in quatrains.read_corpus(BUNDLED)} == {3}
+    assert {text.count("\n") for _, text in quatrains.read_corpus(BUNDLED)} == {3}
 
 
 def test_bundled_corpus_counts():
@@ -32,7 +32,7 @@ def test_bundled_corpus_counts():
 
 
 def test_bundled_corpus_is_typed_the_way_its_readme_says():
-    for quatrain in quatrains.read_corpus(BUNDLED):
+    for _, quatrain in quatrains.read_corpus(BUNDLED):
         assert re.fullmatch(r"[A-Za-z' .,;!?\n-]+", quatrain)
         assert quatrain[-1] in ".!?"
         assert all(line[0].isupper() for line in quatrain.split("\n"))
@@ -82,7 +82,7 @@ def test_samples_are_shuffled_parted_and_weighted():
     texts = [f"w{i} the x{i} the y{i} the" for i in range(50)]
     tokens = [quatrains.tokenize(text) for text in texts]
     words, counts = quatrains.build_vocabulary(tokens)
-    corpus = quatrains.Corpus(texts, tokens, words, counts)
+    corpus = quatrains.Corpus([], texts, tokens, words, counts)
     training, validation = quatrains.make_samples(corpus, 4, np.random.default_rng(1))
     total = 50 * (6 + 2 - 4)
     assert (len(training.targets), len(validation.targets)) == (190, total - 190)
@@ -110,7 +110,10 @@ def test_both_shapes_give_the_same_tokens(tmp_path):
     verse.write_text("# I\n\nOne two,\nThree.\n\n \nFour\nfive!\n", encoding="utf-8")
     lines = tmp_path / "lines.txt"
     lines.write_text("# I\nOne two , three .\nFour five !\n", encoding="utf-8")
-    read = [list(map(quatrains.tokenize, quatrains.read_corpus(path))) for path in (verse, lines)]
+    read = [
+        [quatrains.tokenize(text) for _, text in quatrains.read_corpus(path)]
+        for path in (verse, lines)
+    ]
     assert read[0] == read[1] == [["one", "two", ",", "three", "."], ["four", "five", "!"]]
 
 
@@ -119,4 +122,18 @@ def test_both_shapes_give_the_same_tokens(tmp_path):
 def test_line_ends_and_byte_order_mark_do_not_matter(tmp_path, start, end):
     path = tmp_path / "corpus.txt"
     path.write_bytes((start + f"One{end}two{end}{end}Three{end}four").encode())
-    assert quatrains.read_corpus(path) == ["One\ntwo", "Three\nfour"]
+    assert quatrains.read_corpus(path) == [("1", "One\ntwo"), ("2", "Three\nfour")]
+
+
+def test_quatrains_are_numbered_from_their_headings(tmp_path):
+    numbers = [number for number, _ in quatrains.read_corpus(BUNDLED)]
+    assert numbers[:2] == ["I.1", "I.2"]
+    assert numbers[99:101] == ["I.100", "II.1"]
+    assert numbers[600:643:42] == ["VII.1", "VIII.1"]
+    assert numbers[-1] == "X.100"
+    for gap in ("\n", "\n\n"):
+        path = tmp_path / "numbered.txt"
+        lines = ["# By hand", "One", "# Book 2", "Two", "# not a heading", "Three", "# IX", "Four"]
+        path.write_text(gap.join(lines))
+        read = quatrains.read_corpus(path)
+        assert read == [("1", "One"), ("2.1", "Two"), ("2.2", "Three"), ("IX.1", "Four")]

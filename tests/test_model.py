@@ -22,6 +22,7 @@ def device():
 def small_model(words=12, phrase_len=4, **changes):
     """A model of few words whose predictions are far from even."""
     settings = SimpleNamespace(**vars(DEFAULTS) | {"gru_dim": 6} | changes)
+    quatrains.keras.utils.set_random_seed(3)
     rng = np.random.default_rng(5)
     model = quatrains.build_model(
         rng.normal(0, 1, (words, 5)).astype("float32"), phrase_len, settings
@@ -184,7 +185,7 @@ def chi_square(drawn, probabilities):
 def test_sampler_draws_from_the_models_own_distribution():
     model = small_model()
     sampler = quatrains.build_sampler(model, 4, max_words=3)
-    rows = sampler(np.int32(40_000), np.array([1, 2], np.int32)).numpy()
+    rows = sampler(np.zeros((40_000, 4), np.int32), np.array([1, 2], np.int32), 1.0, 0).numpy()
     assert rows.shape == (40_000, 3)
     assert rows.dtype == np.int32
     first = model.predict(np.zeros((1, 4)), verbose=0)[0]
@@ -200,16 +201,46 @@ def test_sampler_draws_from_the_models_own_distribution():
         assert chi_square(pairs[pairs[:, 1] == next_word, 2], third) < 40
 
 
+def test_temperature_and_top_k_change_the_distribution():
+    model = small_model()
+    sampler = quatrains.build_sampler(model, 4, max_words=1)
+    start, seed = np.zeros((20_000, 4), np.int32), np.array([1, 2], np.int32)
+    first = model.predict(np.zeros((1, 4)), verbose=0)[0].astype(float)
+    for temperature in (0.5, 2.0):
+        tempered = first ** (1 / temperature) / (first ** (1 / temperature)).sum()
+        assert chi_square(sampler(start, seed, temperature, 0).numpy()[:, 0], tempered) < 40
+    for top_k in (1, 3):
+        kept = sampler(start, seed, 1.0, top_k).numpy()[:, 0]
+        likeliest = np.argsort(first)[-top_k:]
+        assert set(kept) == set(likeliest)
+        shares = np.bincount(kept, minlength=12)[likeliest] / len(kept)
+        assert shares == pytest.approx(first[likeliest] / first[likeliest].sum(), abs=0.02)
+    assert set(sampler(start, seed, 1.0, 99).numpy()[:, 0]) == set(range(12))
+
+
 def test_quatrains_stop_at_a_break_or_at_max_words():
-    words = [quatrains.BREAK, *"abcdefghijk"]
     sampler = quatrains.build_sampler(small_model(), 4, max_words=5)
-    drawn = quatrains.draw_quatrains(sampler, 500, words, np.random.default_rng(1))
+    drawn = quatrains.draw_quatrains(sampler, 500, np.random.default_rng(1))
     assert len(drawn) == 500
-    assert quatrains.BREAK not in {token for tokens in drawn for token in tokens}
-    assert {len(tokens) for tokens in drawn} == {0, 1, 2, 3, 4, 5}
-    again = quatrains.draw_quatrains(sampler, 500, words, np.random.default_rng(1))
-    other = quatrains.draw_quatrains(sampler, 500, words, np.random.default_rng(2))
+    assert 0 not in {number for row in drawn for number in row}
+    assert {len(row) for row in drawn} == {0, 1, 2, 3, 4, 5}
+    again = quatrains.draw_quatrains(sampler, 500, np.random.default_rng(1))
+    other = quatrains.draw_quatrains(sampler, 500, np.random.default_rng(2))
     assert drawn == again != other
+
+
+def test_an_opening_is_what_the_next_words_follow():
+    model = small_model()
+    sampler = quatrains.build_sampler(model, 4, max_words=4)
+    rng = np.random.default_rng(1)
+    for opening in ([3], [1, 2, 3, 4]):
+        drawn = quatrains.draw_quatrains(sampler, 20_000, rng, opening)
+        assert all(row[: len(opening)] == opening and len(row) <= 4 for row in drawn)
+    opening = [5, 6]
+    drawn = quatrains.draw_quatrains(sampler, 20_000, rng, opening)
+    after = model.predict(np.array([[0, 0, 5, 6]]), verbose=0)[0]
+    third = np.array([row[2] if len(row) > 2 else 0 for row in drawn])
+    assert chi_square(third, after) < 40
 
 
 def test_a_saved_model_loads_in_plain_keras(tmp_path):

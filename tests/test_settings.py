@@ -29,6 +29,10 @@ def test_defaults_are_those_of_the_published_system():
         "quatrains_per_run": 5,
         "max_words": 32,
         "raw": False,
+        "temperature": 1.0,
+        "top_k": 0,
+        "opening": "",
+        "max_quote": 8,
         "generate": 0,
         "output": "-",
         "corpus": "data/quatrains.txt",
@@ -90,6 +94,9 @@ def test_seed_and_flags_can_be_taken_back():
         "--quatrains-per-run 0",
         "--generate -1",
         "--generate many",
+        "--temperature 0",
+        "--top-k -1",
+        "--max-quote 1.5",
     ],
 )
 def test_illegal_values_are_one_line_that_names_the_setting(option, capsys):
