@@ -273,13 +273,17 @@ def test_a_gpu_that_tensorflow_does_not_see_is_refused(monkeypatch):
         quatrains.load_tensorflow(use_gpu=True)
 
 
-def test_a_gpu_gets_memory_growth(monkeypatch):
+@pytest.mark.parametrize("count", [1, 3])
+def test_gpus_get_memory_growth_and_the_first_is_used(monkeypatch, capsys, count):
     import tensorflow as tf
 
     grown = []
-    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: [f"{kind}:0"])
+    gpus = [f"GPU:{number}" for number in range(count)]
+    monkeypatch.setattr(tf.config, "list_physical_devices", {"GPU": gpus}.get)
     monkeypatch.setattr(
         tf.config.experimental, "set_memory_growth", lambda gpu, on: grown.append((gpu, on))
     )
     assert quatrains.load_tensorflow(use_gpu=True) == "/gpu:0"
-    assert grown == [("GPU:0", True)]
+    assert grown == [(gpu, True) for gpu in gpus]
+    several = "TensorFlow sees 3 GPUs; the first one is used.\n"
+    assert capsys.readouterr().out == (several if count > 1 else "")
