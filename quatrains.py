@@ -1,10 +1,10 @@
 # /// script
 # requires-python = ">=3.10"
 # dependencies = [
-#     "tensorflow~=2.21",
-#     "keras~=3.15",
-#     "numpy~=2.0",
-#     "tensorboard~=2.21",
+#     "tensorflow>=2.21,<2.22",
+#     "keras>=3.12,<3.16",
+#     "numpy>=2.0,<3",
+#     "tensorboard>=2.21,<2.22",
 # ]
 # ///
 """Learn to write new prophecies in the manner of Nostradamus.
@@ -552,7 +552,7 @@ def download(url: str, part: Path) -> None:
                 if answer.status != 206:
                     have = 0
                 total = have + int(answer.headers.get("Content-Length", 0))
-                bar = keras.utils.Progbar(total // 2**20, unit_name="MiB", interval=1)
+                bar = keras.utils.Progbar(max(1, total // 2**20), unit_name="MiB", interval=1)
                 try:
                     with part.open("ab" if have else "wb") as file:
                         while block := answer.read1(2**20):
@@ -845,9 +845,8 @@ def compile_train_steps(model: keras.Model, training: Samples) -> Callable:
     how many of the batches to train on, and random bits for their dropout. It returns the sums over
     their samples of the losses and of the hits (float32).
 
-    XLA, because it melts the many small operations of this model into few. Two things it does
-    badly: it draws random numbers slowly, hence the bits from outside; and each call copies the
-    weights, hence several steps to a call.
+    XLA melts the many small operations of this model into few. It draws random numbers slowly,
+    hence the bits from outside; each call copies the weights, hence several steps to a call.
     """
     data = [tf.constant(array) for array in training]
     gru = model.get_layer("GRU")
@@ -1374,13 +1373,18 @@ def load_model(path: Path, checkpoint: Checkpoint) -> keras.Model:
     )
 
 
-def check_resumable(checkpoint: Checkpoint, settings: SimpleNamespace, corpus: Corpus) -> None:
-    """Raise InputError, with a line for each that differs, when a training cannot go on so."""
-    now = vars(settings)
+def find_resumable(settings: SimpleNamespace, corpus: Corpus) -> tuple[Path, Checkpoint]:
+    """Find and read the checkpoint that a training goes on from.
+
+    Raises InputError, with a line for each that differs, when it cannot go on with these settings.
+    """
+    path = find_checkpoint(Path(settings.logs))
+    checkpoint = read_checkpoint(path)
+    then, now = checkpoint.settings, vars(settings)
     lines = [
-        f"{name} was {checkpoint.settings[name]!r} and is {now[name]!r}"
+        f"{name} was {then[name]!r} and is {now[name]!r}"
         for name in FIXED
-        if checkpoint.settings[name] != now[name]
+        if then[name] != now[name]
     ]
     if checkpoint.texts != corpus.texts:
         lines.append(f"corpus {settings.corpus} has another text than when the training began")
@@ -1393,6 +1397,7 @@ def check_resumable(checkpoint: Checkpoint, settings: SimpleNamespace, corpus: C
         raise InputError(
             f"the training has its {checkpoint.runs} runs already: set runs higher to resume it"
         )
+    return path, checkpoint
 
 
 # ==== Main ====
@@ -1422,6 +1427,27 @@ def stopped_by_signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+@contextlib.contextmanager
+def explained_end(checkpoint: Path) -> Iterator[None]:
+    """Say when the block is left how to go on from the checkpoint, and what broke it off, if so."""
+    try:
+        yield
+    except (OSError, tf.errors.OpError) as error:
+        reason = str(error).partition("\n")[0]
+        raise InputError(
+            f"the training broke off ({reason}): make room, or mend what else it names, and go on "
+            "from the last checkpoint"
+        ) from None
+    finally:
+        if checkpoint.exists():
+            say(
+                f"\n{checkpoint} holds the training up to its last whole run: go on from it with "
+                "resume = True (--resume), write from it with generate = 20 (--generate 20)."
+                + " Or play: print(*prophet.write(3), sep='\\n\\n')"
+                * IN_SESSION
+            )
+
+
 def run_training(settings: SimpleNamespace) -> None:
     """Train and write, run after run, as the settings say, from the start or from a checkpoint.
 
@@ -1430,13 +1456,12 @@ def run_training(settings: SimpleNamespace) -> None:
     global prophet
     say(describe_settings(settings))
     corpus = load_corpus(Path(settings.corpus))
-    seed = secrets.randbelow(2**32) if settings.seed is None else settings.seed
-    checkpoint = None
     if settings.resume:
-        path = find_checkpoint(Path(settings.logs))
-        checkpoint = read_checkpoint(path)
-        check_resumable(checkpoint, settings, corpus)
+        path, checkpoint = find_resumable(settings, corpus)
         seed = checkpoint.seed
+    else:
+        path, checkpoint = None, None
+        seed = secrets.randbelow(2**32) if settings.seed is None else settings.seed
     rng = np.random.default_rng(seed)
     samples = make_samples(corpus, settings.phrase_len, rng)
 
@@ -1453,25 +1478,11 @@ def run_training(settings: SimpleNamespace) -> None:
             embeddings = start_embeddings(corpus.words, settings.embedding_dim, settings.glove, rng)
             model = build_model(embeddings, settings.phrase_len, settings)
             path = prepare_logs(Path(settings.logs)) / "checkpoint.keras"
-            checkpoint = Checkpoint(
-                0, seed, {}, vars(settings), corpus.words, corpus.numbers, corpus.texts
-            )
+            given = (vars(settings), corpus.words, corpus.numbers, corpus.texts)
+            checkpoint = Checkpoint(0, seed, {}, *given)
         prophet = Prophet(model, checkpoint, settings.max_words)
-        try:
+        with explained_end(path):
             train_runs(settings, prophet, samples, rng, path, checkpoint)
-        except (OSError, tf.errors.OpError) as error:
-            raise InputError(
-                f"the training broke off ({str(error).partition(chr(10))[0]}): make room, or mend "
-                "what else it names, and go on from the last checkpoint"
-            ) from None
-        finally:
-            if path.exists():
-                say(
-                    f"\n{path} holds the training up to its last whole run: go on from it with "
-                    "resume = True (--resume), write from it with generate = 20 (--generate 20)."
-                    + " Or play: print(*prophet.write(3), sep='\\n\\n')"
-                    * IN_SESSION
-                )
 
 
 def train_runs(
