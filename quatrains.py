@@ -1110,6 +1110,7 @@ class Prophet:
 
         Raises InputError for illegal parameters, and for opening words that the corpus never uses.
         """
+        check_setting("quatrains_per_run", count)
         for name in ("temperature", "top_k", "opening", "seed", "max_quote"):
             check_setting(name, locals()[name])
         rng = np.random.default_rng(seed)
@@ -1137,7 +1138,7 @@ class Prophet:
         bare = self.bare(row)
         length, end, place = longest_quote(bare, self.corpus)
         quote = [self.words[number] for number in bare[end - length : end]]
-        source = self.numbers[np.count_nonzero(self.corpus[: max(place - 1, 0)] < 0)]
+        source = self.numbers[np.count_nonzero(self.corpus[: place - 1] < 0)] if length else ""
         return Quatrain(tokens, format_quatrain(tokens, self.spelling), quote, source, length)
 
     def bare(self, row: Iterable[int]) -> list[int]:
@@ -1160,6 +1161,8 @@ class Prophet:
 def report_quotes(written: Iterable[Quatrain], max_quote: int) -> str:
     """Say in a line which quote is the longest, and what was drawn again for quoting too much."""
     longest = max(written, key=lambda quatrain: len(quatrain.quote))
+    if not longest.quote:
+        return "Longest quote: none."
     words = " ".join(longest.quote)
     line = f'Longest quote: {len(longest.quote)} words, "{words}" ({longest.source}).'
     again = sum(0 < max_quote < quatrain.quoted for quatrain in written)
@@ -1257,7 +1260,7 @@ def log_run(
                 tf.summary.histogram(f"weights/{layer.name}/{weight.name}", values)
         for number, quatrain in enumerate(written, 1):
             tf.summary.text(f"quatrain {number}", "> " + quatrain.verse.replace("\n", "  \n> "))
-        tf.summary.scalar("longest_quote", max(quatrain.quoted for quatrain in written))
+        tf.summary.scalar("quote", max(quatrain.quoted for quatrain in written))
         for name in ("val_loss", "val_acc"):
             tf.summary.scalar(name, metrics[name])
     writer.flush()

@@ -78,6 +78,18 @@ def test_punctuation_does_not_hide_a_quote(prophet, text, quote, source):
     assert found.tokens == text.split()
 
 
+def test_an_empty_quatrain_quotes_nothing(prophet):
+    empty = prophet.describe([])
+    assert (empty.tokens, empty.verse, empty.quote, empty.source, empty.quoted) == (
+        [],
+        "",
+        [],
+        "",
+        0,
+    )
+    assert quatrains.report_quotes([empty], 8) == "Longest quote: none."
+
+
 def test_what_quotes_too_much_is_drawn_again(prophet):
     freely = prophet.write(200, seed=3)
     assert max(len(quatrain.quote) for quatrain in freely) > 2
@@ -117,6 +129,7 @@ def test_openings_start_every_quatrain(prophet):
             r"never uses: kin \(near it: king\); xyzzy \(near it: nothing\)",
         ),
         ({"opening": "the " * 32}, "opening has 32 words: set max_words to more"),
+        ({"count": 0}, "quatrains_per_run = 0 will not do"),
         ({"temperature": 0.0}, "temperature = 0.0 will not do"),
         ({"top_k": -1}, "top_k = -1 will not do"),
         ({"seed": "x"}, "seed = 'x' will not do"),
@@ -125,7 +138,7 @@ def test_openings_start_every_quatrain(prophet):
 )
 def test_bad_parameters_are_explained(prophet, given, message):
     with pytest.raises(quatrains.InputError, match=message):
-        prophet.write(2, **given)
+        prophet.write(**{"count": 2} | given)
 
 
 def test_the_same_from_a_shell(tmp_path, capsys, monkeypatch):
@@ -138,7 +151,7 @@ def test_the_same_from_a_shell(tmp_path, capsys, monkeypatch):
     out = capsys.readouterr().out
     assert out.count("Longest quote: ") == 2
     (folder,) = (path.parent for path in (tmp_path / "logs").glob("*/checkpoint.keras"))
-    events = EventAccumulator(str(folder)).Reload().Tensors("longest_quote")
+    events = EventAccumulator(str(folder)).Reload().Tensors("quote")
     assert [event.step for event in events] == [1, 3]
 
     shell = {"generate": 20, "temperature": 0.8, "opening": "the sea", "max_quote": 0}

@@ -159,6 +159,9 @@ def test_percent_run_takes_arguments(session):
     assert "\nRun 0\n" in out
     _, errors, value = session.run("len(prophet.write(2))")
     assert (errors, value) == ([], "2")
+    # What %run leaves behind does not change how a cell runs afterwards.
+    out, errors, _ = session.run(edited(**TINY))
+    assert (errors, "gru_dim = 8" in out) == ([], True)
     out, errors, _ = session.run("%run edited.py --gru-dim none")
     assert errors == []
     assert out.startswith("quatrains: gru_dim = 'none' will not do")

@@ -253,7 +253,7 @@ def test_weights_are_named_by_layer(page, logs, tab):
 
 
 def test_text_shows_the_quatrains_as_verse(page, logs):
-    verse = logs[4].strip().split("\n\n")[-3].split("\n")
+    verse = logs[4].strip().split("\n\n")[-5].split("\n")
     assert 2 <= len(verse) <= 4
     page.open("text", "quatrain 1", *verse)
 
