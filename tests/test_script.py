@@ -158,14 +158,21 @@ ODD_CORPORA = {
 
 
 @pytest.mark.parametrize("case", ODD_CORPORA)
-def test_odd_corpora_are_read_as_they_are_meant(case, tmp_path, capsys, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_odd_corpora_are_read_as_they_are_meant(case, tmp_path, capsys):
     path = tmp_path / "odd.txt"
     path.write_bytes(ODD_CORPORA[case].encode())
-    assert quatrains.main(arguments(**SMALL | {"corpus": "odd.txt", "runs": 1})) == 0
-    assert re.search(
-        r"has (1|30|31) quatrains, [\d,]+ tokens, (8|9) distinct words", capsys.readouterr().out
-    )
+    corpus = quatrains.load_corpus(path)
+    assert len(corpus.texts) == {"no final newline": 31}.get(case, 1 if "quatrain" in case else 30)
+    words = {*"the king of rome shall see moon . ,".split()}
+    assert {*corpus.words[1:]} <= words
+    assert len(corpus.words) >= 9
+
+
+def test_one_long_quatrain_is_trained_on(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "long.txt").write_text(ODD_CORPORA["a very long quatrain"])
+    assert quatrains.main(arguments(**SMALL | {"corpus": "long.txt", "runs": 1})) == 0
+    assert "has 1 quatrains, 112,500 tokens, 9 distinct words" in capsys.readouterr().out
 
 
 def test_a_gpu_asked_for_and_not_there_touches_nothing(tmp_path, capsys, monkeypatch, verses):
