@@ -92,9 +92,9 @@ batch_size = 512
 learning_rate = 0.003
 # A run is some epochs and then some quatrains. A thousand last a night and more; stop any time.
 runs = 1000
+epochs_per_run = 5
 # True goes on with the training in `logs` from the checkpoint after its last run.
 resume = False
-epochs_per_run = 5
 # None, or a whole number from 0 that makes the training repeat exactly on the same machine.
 seed = None
 
@@ -1443,11 +1443,10 @@ def explained_end(checkpoint: Path) -> Iterator[None]:
         ) from None
     finally:
         if checkpoint.exists():
+            play = " Or play: print(*prophet.write(3), sep='\\n\\n')" if IN_SESSION else ""
             say(
                 f"\n{checkpoint} holds the training up to its last whole run: go on from it with "
-                "resume = True (--resume), write from it with generate = 20 (--generate 20)."
-                + " Or play: print(*prophet.write(3), sep='\\n\\n')"
-                * IN_SESSION
+                f"resume = True (--resume), write from it with generate = 20 (--generate 20).{play}"
             )
 
 
