@@ -188,11 +188,14 @@ def test_a_gpu_asked_for_and_not_there_touches_nothing(tmp_path, capsys, monkeyp
     assert (tmp_path / "logs" / "0").is_dir()
 
 
-def test_logs_that_cannot_be_written_are_refused(tmp_path, capsys, monkeypatch, verses):
+@pytest.mark.parametrize("logs", ["taken", "taken/logs", "/proc/logs"])
+def test_logs_that_cannot_be_written_are_refused(tmp_path, capsys, monkeypatch, verses, logs):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "taken").write_text("")
-    assert quatrains.main(arguments(**SMALL | {"corpus": verses, "logs": "taken"})) == 2
-    assert "logs taken cannot be written" in capsys.readouterr().err
+    assert quatrains.main(arguments(**SMALL | {"corpus": verses, "logs": logs})) == 2
+    message = capsys.readouterr().err
+    assert message.startswith(f"quatrains: logs {logs} cannot be written (")
+    assert message.count("\n") == 1
 
 
 def test_importing_the_script_does_nothing(tmp_path):

@@ -1,6 +1,7 @@
 """Settings: the block at the top of the file, the command line, and what is refused."""
 
 import inspect
+import math
 import subprocess
 import sys
 
@@ -123,6 +124,20 @@ def test_unknown_options_are_one_line(option, capsys):
 def test_mistakes_made_in_the_file_are_refused_too(name, value):
     with pytest.raises(quatrains.InputError, match=f"^{name} = "):
         quatrains.read_settings(DEFAULTS | {name: value}, [])
+
+
+@pytest.mark.parametrize("name", DEFAULTS)
+def test_every_setting_refuses_another_type_and_what_is_out_of_range(name):
+    setting = quatrains.SETTINGS[name]
+    bad = [object(), [1], b"x", 1 if setting.kind in (bool, str) else "1"]
+    if setting.kind in (int, float):
+        bad += [setting.kind(setting.low) - 1, float("nan"), True]
+        bad += [setting.high * 2] if setting.high < math.inf else [math.inf]
+    if setting.kind is str and setting.low:
+        bad.append("")
+    for value in bad:
+        with pytest.raises(quatrains.InputError, match=f"^{name} = .* will not do: it must be "):
+            quatrains.read_settings(DEFAULTS | {name: value}, [])
 
 
 def test_glove_none_allows_any_size():
