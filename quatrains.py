@@ -849,29 +849,11 @@ def compile_train_steps(model: keras.Model, training: Samples) -> Callable:
     hence the bits from outside; each call copies the weights, hence several steps to a call.
     """
     data = [tf.constant(array) for array in training]
-    gru = model.get_layer("GRU")
-    weights = model.trainable_variables
-    model.optimizer.build(weights)
+    model.optimizer.build(model.trainable_variables)
 
     def train_step(numbers: tf.Tensor, bits: tf.Tensor) -> tf.Tensor:
-        phrases, targets, factors = (tf.gather(array, tf.maximum(numbers, 0)) for array in data)
-        is_sample = tf.cast(numbers >= 0, tf.float32)
-        count = tf.reduce_sum(is_sample)
-        factors *= is_sample / count
-        masks = make_masks(bits, gru.cell.dropout)
-        with tf.GradientTape() as tape:
-            logits = predict_logits(model, phrases, masks)
-            penalty = tf.add_n(model.losses)
-        losses, errors = cross_entropy(logits, targets)
-        gradients = tape.gradient(
-            [logits, penalty],
-            [weight.value for weight in weights],
-            output_gradients=[errors * factors[:, None], tf.ones(())],
-        )
-        # Dense, as in 2017: Keras would square apart the parts of a word that the batch has twice.
-        model.optimizer.apply([tf.convert_to_tensor(gradient) for gradient in gradients], weights)
-        loss = tf.reduce_sum(factors * losses) + penalty
-        return tf.stack([loss * count, tf.reduce_sum(is_sample * hits(logits, targets))])
+        samples = Samples(*(tf.gather(array, tf.maximum(numbers, 0)) for array in data))
+        return train_batch(model, samples, tf.cast(numbers >= 0, tf.float32), bits)
 
     @tf.function(jit_compile=True, autograph=False)
     def train_steps(batches: tf.Tensor, steps: tf.Tensor, bits: tf.Tensor) -> tf.Tensor:
@@ -882,6 +864,32 @@ def compile_train_steps(model: keras.Model, training: Samples) -> Callable:
         )[1]
 
     return train_steps
+
+
+def train_batch(
+    model: keras.Model, samples: Samples, is_sample: tf.Tensor, bits: tf.Tensor
+) -> tf.Tensor:
+    """Take one training step on samples, of which those count where `is_sample` is 1.0, not 0.0.
+
+    Returns the sums over them of the losses and of the hits (two float32).
+    """
+    weights = model.trainable_variables
+    count = tf.reduce_sum(is_sample)
+    factors = samples.weights * is_sample / count
+    masks = make_masks(bits, model.get_layer("GRU").cell.dropout)
+    with tf.GradientTape() as tape:
+        logits = predict_logits(model, samples.phrases, masks)
+        penalty = tf.add_n(model.losses)
+    losses, errors = cross_entropy(logits, samples.targets)
+    gradients = tape.gradient(
+        [logits, penalty],
+        [weight.value for weight in weights],
+        output_gradients=[errors * factors[:, None], tf.ones(())],
+    )
+    # Dense, as in 2017: Keras would square apart the parts of a word that the batch has twice.
+    model.optimizer.apply([tf.convert_to_tensor(gradient) for gradient in gradients], weights)
+    loss = tf.reduce_sum(factors * losses) + penalty
+    return tf.stack([loss * count, tf.reduce_sum(is_sample * hits(logits, samples.targets))])
 
 
 def compile_evaluation(model: keras.Model) -> Callable:
