@@ -79,7 +79,7 @@ def server(tmp_path, monkeypatch):
     """A server, a folder to work in, and a GloVe whose published hash is that of our archive."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(quatrains.GLOVE_HASHES, 50, hashlib.sha256(TEXT).hexdigest())
-    monkeypatch.setattr(quatrains, "GLOVE_TIMEOUT", 1)
+    monkeypatch.setattr(quatrains, "GLOVE_TIMEOUT", 0.4)
     quatrains.load_tensorflow(use_gpu=False)
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True

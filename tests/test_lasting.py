@@ -320,7 +320,7 @@ def test_a_loss_that_is_no_number_leaves_the_last_good_checkpoint(copied, capsys
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A disk of 1 MB, and a way to make it larger."""
+    """A disk of 600 kB, and a way to make it larger."""
     disk = tmp_path / "disk"
     disk.mkdir()
 
@@ -329,7 +329,7 @@ def small_disk(tmp_path):
         if done.returncode:
             pytest.skip("only root can mount a disk")
 
-    mount("size=1m")
+    mount("size=600k")
     yield disk, lambda: mount("remount,size=64m")
     subprocess.run(["umount", disk], check=True)
 
