@@ -18,8 +18,8 @@
     tensorboard --port 8080 --logdir=logs        watch it
 
 A port to TensorFlow and Keras 3 of a system published in 2017. It is told in the order in which
-things happen: settings, command line, corpus, phrases, GloVe, model, training, sampling, verse,
-writing, logs, checkpoint, main.
+things happen: settings, command line, packages, corpus, phrases, GloVe, model, training, sampling,
+verse, writing, logs, checkpoint, main.
 """
 
 from __future__ import annotations
@@ -216,7 +216,7 @@ def read_settings(defaults: Mapping[str, Any], arguments: Sequence[str]) -> Simp
     given = vars(parser.parse_args(arguments))
     chosen = dict(defaults) | {name: parse_setting(name, text) for name, text in given.items()}
     settings = SimpleNamespace(**{name: check_setting(name, chosen[name]) for name in SETTINGS})
-    if settings.glove == "auto" and settings.embedding_dim not in GLOVE_DIMS:
+    if settings.glove == "auto" and settings.embedding_dim not in GLOVE_HASHES:
         raise InputError(
             f"embedding_dim = {settings.embedding_dim}, but GloVe comes in 50, 100, 200 and 300 "
             'dimensions: choose one of these, or set glove = "none"'
@@ -254,6 +254,39 @@ def describe_settings(settings: SimpleNamespace) -> str:
     items = (f"{name}\xa0=\xa0{value!r}" for name, value in vars(settings).items())
     folded = textwrap.fill(", ".join(items), 88, initial_indent="  ", subsequent_indent="  ")
     return "Settings:\n" + folded.replace("\xa0", " ")
+
+
+# ==== Packages: what a session lacks, it installs ====
+
+
+def require_packages(use_gpu: bool) -> None:
+    """See that the packages of requirements.txt are there; in a session, install them if not.
+
+    Elsewhere the interpreter is its owner's: InputError says what to type.
+    """
+    global np
+    needed = ("numpy", "tensorflow", "keras", "tensorboard")
+    missing = [name for name in needed if importlib.util.find_spec(name) is None]
+    if not missing:
+        return
+    told = f"{', '.join(missing)} not installed"
+    if not IN_SESSION:
+        raise InputError(f"{told}: type `{sys.executable} -m pip install -r requirements.txt`")
+    try:
+        lines = Path("requirements.txt").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        raise InputError(
+            f"{told}: start in the folder of requirements.txt, or install them"
+        ) from None
+    cuda = "tensorflow[and-cuda]" if use_gpu else "tensorflow"
+    packages = [re.sub(r"^tensorflow\b", cuda, line) for line in lines]
+    say(f"{told}: installing {', '.join(packages)}. That takes a few minutes.")
+    command = [sys.executable, "-m", "pip", "install", "--quiet", *packages]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise InputError(f"{told}, and pip cannot install them: {done.stderr.strip()}")
+    importlib.invalidate_caches()
+    import numpy as np
 
 
 # ==== Corpus: quatrains, tokens, vocabulary ====
@@ -415,7 +448,6 @@ def make_samples(
 
 # ==== GloVe: vectors that already know something of the words ====
 
-GLOVE_DIMS = (50, 100, 200, 300)
 GLOVE_SOURCES = (
     "https://huggingface.co/stanfordnlp/glove/resolve/main/glove.6B.zip",
     "https://nlp.stanford.edu/data/glove.6B.zip",
@@ -546,7 +578,7 @@ def download(url: str, part: Path) -> None:
     while True:
         have = part.stat().st_size if part.exists() else 0
         request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
-        before, total, broken = have, None, None
+        before, broken = have, None
         try:
             with urllib.request.urlopen(request, timeout=GLOVE_TIMEOUT) as answer:
                 if answer.status != 206:
@@ -608,36 +640,6 @@ def start_embeddings(
 
 
 # ==== TensorFlow, its device, and the model ====
-
-
-def require_packages(use_gpu: bool) -> None:
-    """See that the packages of requirements.txt are there; in a session, install them if not.
-
-    Elsewhere the interpreter is its owner's: InputError says what to type.
-    """
-    global np
-    needed = ("numpy", "tensorflow", "keras", "tensorboard")
-    missing = [name for name in needed if importlib.util.find_spec(name) is None]
-    if not missing:
-        return
-    told = f"{', '.join(missing)} not installed"
-    if not IN_SESSION:
-        raise InputError(f"{told}: type `{sys.executable} -m pip install -r requirements.txt`")
-    try:
-        lines = Path("requirements.txt").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        raise InputError(
-            f"{told}: start in the folder of requirements.txt, or install them"
-        ) from None
-    cuda = "tensorflow[and-cuda]" if use_gpu else "tensorflow"
-    packages = [re.sub(r"^tensorflow\b", cuda, line) for line in lines]
-    say(f"{told}: installing {', '.join(packages)}. That takes a few minutes.")
-    command = [sys.executable, "-m", "pip", "install", "--quiet", *packages]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise InputError(f"{told}, and pip cannot install them: {done.stderr.strip()}")
-    importlib.invalidate_caches()
-    import numpy as np
 
 
 def load_tensorflow(use_gpu: bool) -> str:
@@ -961,7 +963,6 @@ def build_sampler(model: keras.Model, phrase_len: int, max_words: int) -> Callab
         _, _, quatrains = tf.while_loop(lambda position, *_: position < max_words, draw, loop)
         return tf.transpose(quatrains.stack())
 
-    sample.max_words = max_words
     return sample
 
 
@@ -977,12 +978,12 @@ def draw_quatrains(
 
     Before the opening stands an all-break phrase.
     """
-    phrase_len, max_words = sampler.input_signature[0].shape[1], sampler.max_words
+    phrase_len = sampler.input_signature[0].shape[1]
     phrase = np.array([*[0] * phrase_len, *opening][-phrase_len:], np.int32)
     seed = rng.integers(2**31, size=2, dtype=np.int32)
     rows = sampler(np.tile(phrase, (count, 1)), seed, temperature, top_k).numpy()
     words = ([*opening, *itertools.takewhile(bool, row)] for row in rows.tolist())
-    return [row[:max_words] for row in words]
+    return [row[: rows.shape[1]] for row in words]
 
 
 # ==== Verse: four lines, capitals, punctuation closed up ====
@@ -1098,6 +1099,7 @@ class Prophet:
         self.model = model
         self.words = checkpoint.words
         self.numbers = checkpoint.numbers
+        self.max_words = max_words
         self.spelling = learn_spelling(checkpoint.texts)
         self.sampler = build_sampler(model, model.input_shape[1], max_words)
         self.index = {word: number for number, word in enumerate(self.words)}
@@ -1161,7 +1163,7 @@ class Prophet:
             near = {word: difflib.get_close_matches(word, self.words, 3, 0.5) for word in unknown}
             told = [f"{w} (near it: {', '.join(n) or 'nothing'})" for w, n in near.items()]
             raise InputError(f"opening has words that the corpus never uses: {'; '.join(told)}")
-        if len(tokens) >= self.sampler.max_words:
+        if len(tokens) >= self.max_words:
             raise InputError(f"opening has {len(tokens)} words: set max_words to more, or cut it")
         return [self.index[token] for token in tokens]
 
