@@ -1,14 +1,16 @@
 """Measure the script against the obvious ways to write it, both sides in the same round.
 
-    python tests/benchmark.py                    everything, about 25 minutes
-    python tests/benchmark.py epoch sampling     some of: epoch sampling run glove start growth
+    python tests/benchmark.py                          everything, about 25 minutes
+    python tests/benchmark.py epoch sampling           of epoch sampling run glove start growth
     python tests/benchmark.py --rounds 5 epoch
+    python tests/benchmark.py --against 6d2bf9c epoch  beside the script as of another commit, too
 
 Prints the minimum and the median of each side and the ratio of the medians. Run by hand on a quiet
-machine; nothing here is a test.
+machine; nothing here is a test. What was measured, and what was tried, stands in benchmark.md.
 """
 
 import argparse
+import importlib.util
 import os
 import statistics
 import subprocess
@@ -62,7 +64,7 @@ class LiteralPort:
 
         self.words = words
         self.data = [
-            (samples.phrases, np.eye(words, dtype=bool)[samples.targets])
+            (samples[0], np.eye(words, dtype=bool)[samples[1]])
             for samples in (training, validation)
         ]
         self.class_weight = dict(enumerate(np.sqrt(counts)))
@@ -157,22 +159,46 @@ def bare_products(batch, steps, dim, units, words, gates):
 # ==== The measurements ====
 
 
-def prepare():
+def prepare(against=None):
     """Everything a training stands on, at the default settings."""
     quatrains.load_tensorflow(use_gpu=False)
     rng = np.random.default_rng(1)
-    corpus = quatrains.load_corpus(CORPUS)
+    corpus = read_words(quatrains)
     training, validation = quatrains.make_samples(corpus, 4, rng)
     embeddings = rng.normal(0, 0.4, (len(corpus.words), 300)).astype(np.float32)
     model = quatrains.build_model(embeddings, 4, DEFAULTS)
     epoch = quatrains.build_epoch(model, training, validation, 512)
-    sampler = quatrains.build_sampler(model, 4, 32)
+    prophet = quatrains.Prophet(model, corpus, 4)
     literal = LiteralPort(training, validation, corpus.counts, len(corpus.words))
+    other = other_epoch(against, embeddings) if against else None
     return SimpleNamespace(**locals())
 
 
+def read_words(script):
+    """Read the corpus with this script, or with one from before `index_corpus`."""
+    if hasattr(script, "load_corpus"):
+        return script.load_corpus(CORPUS)
+    return script.index_corpus(script.read_corpus(CORPUS))
+
+
+def other_epoch(commit, embeddings):
+    """Build an epoch with the script as of another commit."""
+    text = subprocess.run(
+        ["git", "show", f"{commit}:quatrains.py"], cwd=ROOT, capture_output=True, check=True
+    ).stdout
+    path = Path(tempfile.mkdtemp()) / "other.py"
+    path.write_bytes(text)
+    spec = importlib.util.spec_from_file_location("other", path)
+    script = sys.modules["other"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    script.load_tensorflow(use_gpu=False)
+    samples = script.make_samples(read_words(script), 4, np.random.default_rng(1))
+    model = script.build_model(embeddings, 4, DEFAULTS)
+    return script.build_epoch(model, *samples, 512)
+
+
 def measure_epoch(rounds, world):
-    words, size = len(world.corpus.words), len(world.training.targets)
+    words, size = len(world.corpus.words), len(world.training[1])
     steps = size / 512
     floor = bare_products(512, 4, 300, 128, words, gates=1)
     gate_by_gate = bare_products(512, 4, 300, 128, words, gates=3)
@@ -182,6 +208,8 @@ def measure_epoch(rounds, world):
         "floor": lambda: [floor() for _ in range(round(steps))],
         "floor gate by gate": lambda: [gate_by_gate() for _ in range(round(steps))],
     }
+    if world.other:
+        sides["the other commit"] = lambda: world.other(world.rng)
     for warm_up in sides.values():
         warm_up()
     print(f"\nAn epoch has {steps:.1f} steps of 512 samples; {words:,} words.")
@@ -189,14 +217,13 @@ def measure_epoch(rounds, world):
     print_ratios(compare(title, rounds, "literal port", **sides))
 
     # Steps alone, in turns so short that what disturbs the machine disturbs both sides alike.
-    train_steps = quatrains.compile_train_steps(world.model, world.training)
+    train_steps, _ = quatrains.compile_training(world.model, world.training)
     many = quatrains.STEPS_PER_CALL
 
     def ours():
         batches = world.rng.permutation(size)[: many * 512].astype(np.int32).reshape(many, 512)
-        seed = world.rng.integers(2**31, size=2)
-        bits = quatrains.draw_bits((many, 512), 300 + 128, seed)
-        return train_steps(batches, np.int32(many), bits).numpy()
+        train_steps(batches, np.int32(many))
+        return world.model.metrics[0].result().numpy()
 
     ours()
     sides = {"ours": ours, "floor": lambda: [floor() for _ in range(many)]}
@@ -204,14 +231,16 @@ def measure_epoch(rounds, world):
 
 
 def print_ratios(seconds):
-    for name in {"floor", "floor gate by gate"} & set(seconds):
+    for name in ("floor", "floor gate by gate", "the other commit"):
+        if name not in seconds:
+            continue
         ratios = [a / b for a, b in zip(seconds["ours"], seconds[name], strict=True)]
         print(f"  ours / {name}: {statistics.median(ratios):.2f} median of the rounds")
 
 
 def measure_sampling(rounds, world):
     def draw(count):
-        return quatrains.draw_quatrains(world.sampler, count, world.rng)
+        return world.prophet.draw(count, world.rng)
 
     world.epoch(world.rng)
     draw(5), draw(1000), world.literal.write(1)
@@ -227,23 +256,24 @@ def measure_sampling(rounds, world):
 def measure_run(rounds, world):
     folder = Path(tempfile.mkdtemp())
     numbers = iter(range(10**6))
-    settings = SimpleNamespace(**vars(DEFAULTS) | {"logs": str(folder / "ours")})
-
-    training = quatrains.prepare_logs(Path(settings.logs))
-    writer = quatrains.tf.summary.create_file_writer(str(training))
-    corpus = world.corpus
-    given = (0, 1, {}, vars(settings), corpus.words, corpus.numbers, corpus.texts)
-    checkpoint = quatrains.Checkpoint(*given)
-    prophet = quatrains.Prophet(world.model, checkpoint)
+    training = quatrains.make_folder(folder / "ours")
+    writers = {
+        part: quatrains.tf.summary.create_file_writer(str(training / part))
+        for part in ("", "train", "validation")
+    }
+    pairs = [*zip(world.corpus.numbers, world.corpus.texts, strict=True)]
+    state = world.rng.bit_generator.state
+    checkpoint = quatrains.Checkpoint(1, 1, state, {}, vars(DEFAULTS), pairs)
 
     def ours():
         run = next(numbers)
-        metrics = quatrains.train_run(run, world.epoch, settings, world.rng)
-        written = prophet.write(5, max_quote=8)
+        for epoch in range(5):
+            metrics = world.epoch(world.rng)
+            quatrains.log_epoch(writers, 5 * run + epoch, metrics, checkpoint.best)
+        written = world.prophet.write(5, max_quote=8)
         quatrains.report_quotes(written, 8)
-        quatrains.log_run(writer, world.model, run, metrics, written)
-        embedding = world.model.get_layer("embedding").get_weights()[0]
-        quatrains.log_embedding(training, embedding, corpus.words, run)
+        quatrains.log_run(writers[""], world.model, 5 * run + 4, checkpoint.best, written)
+        quatrains.log_embedding(training, world.model, world.corpus.words)
         quatrains.save_checkpoint(training / "checkpoint.keras", world.model, checkpoint)
 
     world.literal.fit(), ours()
@@ -254,7 +284,7 @@ def measure_run(rounds, world):
 def measure_glove(rounds, _):
     folder = Path(tempfile.mkdtemp())
     text, archive = folder / "glove.6B.300d.txt", folder / "glove.6B.zip"
-    words = quatrains.load_corpus(CORPUS).words
+    words = read_words(quatrains).words
     rng = np.random.default_rng(1)
     names = [f"word{number}" for number in range(400_000)]
     for place, word in zip(rng.permutation(400_000), words[1:4501], strict=False):
@@ -280,8 +310,7 @@ def measure_glove(rounds, _):
                 vectors[values[0]] = np.asarray(values[1:], dtype="float32")
 
     def read(path):
-        found = quatrains.read_glove(path, words, 300)[0]
-        assert len(found) == 4500
+        assert len(quatrains.read_glove(path, words, 300)) == 4500
 
     sides = {
         "usual loop": usual_loop,
@@ -311,7 +340,7 @@ from types import SimpleNamespace
 settings = SimpleNamespace(**{name: getattr(q, name) for name in q.SETTINGS})
 rng = np.random.default_rng(1)
 lap("import of the script")
-corpus = q.load_corpus(Path(sys.argv[1], "data", "quatrains.txt"))
+corpus = q.index_corpus(q.read_corpus(Path(sys.argv[1], "data", "quatrains.txt")))
 training, validation = q.make_samples(corpus, 4, rng)
 embeddings = q.start_embeddings(corpus.words, 300, "none", rng)
 q.learn_spelling(corpus.texts)
@@ -320,7 +349,7 @@ q.load_tensorflow(False)
 lap("import of TensorFlow")
 model = q.build_model(embeddings, 4, settings)
 lap("model")
-few = q.Samples(*(array[:512] for array in training))
+few = tuple(array[:512] for array in training)
 q.build_epoch(model, few, few, 512)(rng)
 lap("first step")
 """
@@ -333,8 +362,7 @@ def measure_start(rounds, _):
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         for line in done.stdout.splitlines():
             name, _, value = line.rpartition(" ")
-            if not name.startswith("Corpus:"):
-                laps.setdefault(name, []).append(float(value))
+            laps.setdefault(name, []).append(float(value))
     print(f"\n5. From the command to the first training step ({rounds} rounds)")
     for name, values in laps.items():
         print(f"  {name:24} min {min(values):9.4f} s   median {statistics.median(values):9.4f} s")
@@ -402,9 +430,10 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", nargs="*", default=list(MEASUREMENTS), choices=list(MEASUREMENTS))
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--against", metavar="COMMIT", help="measure its epoch, too")
     given = parser.parse_args()
     in_process = {"epoch", "sampling", "run"} & set(given.what)
-    world = prepare() if in_process else None
+    world = prepare(given.against) if in_process else None
     for name in given.what:
         MEASUREMENTS[name](given.rounds, world)
 

@@ -1,6 +1,7 @@
 """What the tests share: the script as a module, and small texts and vectors made on the spot."""
 
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +26,8 @@ SMALL = {
     "glove": "none",
     "seed": 7,
 }
+# And that make it shorter than its imports: one small step an epoch.
+QUICK = SMALL | {"corpus": "verses.txt", "phrase_len": 1, "dropout": 0, "batch_size": 4096}
 
 
 def write_verses(path, quatrains=60, seed=1):
@@ -62,6 +65,60 @@ def run_script(folder, **settings):
     )
 
 
+def start_script(folder, **settings):
+    """Start the script as a command, and leave it running."""
+    return subprocess.Popen(
+        [sys.executable, ROOT / "quatrains.py", *arguments(**settings)],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for(process, text):
+    """Read a process's output up to the line that contains a text, and return it."""
+    read = []
+    for line in process.stdout:
+        read.append(line)
+        if text in line:
+            return "".join(read)
+    raise AssertionError("".join(read) + process.stderr.read())
+
+
+def read_files(folder):
+    """Read every file in a folder and below, for a comparison: {path: bytes}."""
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def read_curve(folder, tag):
+    """Read a scalar's {step: value} from the event files of a folder, ordered by step.
+
+    Of a training that was cut off and resumed a step may stand there twice: with one value.
+    """
+    import tensorflow as tf
+    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+
+    points = {}
+    for path in sorted(folder.glob("events*")):
+        for event in EventFileLoader(str(path)).Load():
+            for value in event.summary.value:
+                if value.tag == tag:
+                    figure = tf.make_ndarray(value.tensor).item()
+                    assert points.setdefault(event.step, figure) == figure
+    return dict(sorted(points.items()))
+
+
+def edited(**settings):
+    """The script's text with other values in the assignments at its top."""
+    text = (ROOT / "quatrains.py").read_text(encoding="utf-8")
+    for name, value in settings.items():
+        line = f"{name} = {value!r}".replace("\\", r"\\")
+        text, count = re.subn(rf"^{name} = .*$", line, text, count=1, flags=re.M)
+        assert count == 1
+    return text
+
+
 def pytest_addoption(parser):
     parser.addoption("--pictures", help="folder for pictures of TensorBoard's tabs")
     parser.addoption("--long", action="store_true", help="include the tests that take minutes")
@@ -81,3 +138,11 @@ def pytest_collection_modifyitems(config, items):
 @pytest.fixture
 def verses(tmp_path):
     return write_verses(tmp_path / "verses.txt")
+
+
+@pytest.fixture(scope="session")
+def first_training(tmp_path_factory):
+    """A folder in which two runs were trained, not to be changed, and what they printed."""
+    folder = tmp_path_factory.mktemp("trained")
+    write_verses(folder / "verses.txt")
+    return folder, run_script(folder, **SMALL, corpus="verses.txt")

@@ -3,8 +3,10 @@
 import hashlib
 import http.server
 import io
+import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -15,14 +17,15 @@ import numpy as np
 import pytest
 
 import quatrains
-from conftest import ROOT, SMALL, arguments, write_verses
+from conftest import SMALL, edited, write_verses
 
 WORDS = [quatrains.BREAK, "king", "eagle", "zyzzyva"]
 DRAW = np.random.default_rng(1)
 TEXT = "".join(
     f"{word} {' '.join(f'{x:.4f}' for x in DRAW.normal(size=50))}\n"
-    for word in ("king", "eagle", *(f"word{number}" for number in range(3000)))
+    for word in ("king", "eagle", *(f"word{number}" for number in range(300)))
 ).encode()
+KING = np.array(TEXT.split(b"\n")[0].split()[1:], np.float32)
 
 
 def pack(text):
@@ -33,41 +36,26 @@ def pack(text):
 
 
 ARCHIVE = pack(TEXT)
+WRONG = pack(TEXT.replace(b"eagle", b"raven"))
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """Serves the archive; the first part of the path says how it misbehaves, and how often."""
+    """Serves the archive; the first part of the path says how it misbehaves."""
 
     def do_GET(self):
         how = self.path.split("/")[1]
-        server = self.server
-        start = re.match(r"bytes=(\d+)-", self.headers.get("Range", ""))
-        start = int(start[1]) if start and how != "no-ranges" else 0
-        server.asked.append((how, start))
-        first = [name for name, _ in server.asked].count(how) == 1
+        self.server.asked.append(how)
         if how in ("404", "500"):
             return self.send_error(int(how))
-        if how == "redirect":
-            self.send_response(302)
-            self.send_header("Location", "/good/glove.6B.zip")
-            return self.end_headers()
-        content = {"wrong": pack(b"the 1 2 3\n"), "page": b"<html>sign in</html>"}.get(how, ARCHIVE)
-        if start >= len(content):
-            return self.send_error(416)
-        self.send_response(206 if start else 200)
-        self.send_header("Content-Length", str(len(content) - start))
+        content = WRONG if how == "wrong" else ARCHIVE
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(content)))
         self.end_headers()
-        content = content[start:]
-        if how in ("cut", "no-ranges") and first:
-            content = content[: len(content) // 2]
-        elif how == "always-cut":
-            content = b""
-        elif how == "stall":
-            self.wfile.write(content[:10_000] if first else b"")
+        self.wfile.write(content[: len(content) // 2] if how in ("cut", "stalled") else content)
+        if how == "stalled":
             self.wfile.flush()
-            server.released.wait(30)
-            return None
-        self.wfile.write(content)
+            if not self.server.released.wait(40):
+                self.server.asked.append("waited for in vain")
         return None
 
     def log_message(self, *_):
@@ -75,158 +63,139 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def server(tmp_path, monkeypatch):
-    """A server, a folder to work in, and a GloVe whose published hash is that of our archive."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(quatrains.GLOVE_HASHES, 50, hashlib.sha256(TEXT).hexdigest())
-    monkeypatch.setattr(quatrains, "GLOVE_TIMEOUT", 0.4)
-    quatrains.load_tensorflow(use_gpu=False)
+def server():
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
     server.asked = []
     server.released = threading.Event()
-    server.url = f"http://127.0.0.1:{server.server_port}"
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-
-    def sources(*hows):
-        urls = tuple(f"{server.url}/{how}/glove.6B.zip" for how in hows)
-        monkeypatch.setattr(quatrains, "GLOVE_SOURCES", urls)
-
-    server.sources = sources
+    server.url = f"http://127.0.0.1:{server.server_port}/{{}}/glove.6B.zip"
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     yield server
     server.released.set()
     server.shutdown()
     server.server_close()
 
 
-def start(setting="auto"):
-    return quatrains.start_embeddings(WORDS, 50, setting, np.random.default_rng(3))
+@pytest.fixture
+def fetch(server, tmp_path, monkeypatch):
+    """Start embeddings with GloVe from the server, in a folder to work in with a Keras home."""
+    quatrains.load_tensorflow(use_gpu=False)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()  # As Keras does when it is imported.
+    monkeypatch.setattr(quatrains, "GLOVE_SHA256", hashlib.sha256(ARCHIVE).hexdigest())
+    monkeypatch.setattr(quatrains, "GLOVE_TIMEOUT", 0.4)
+
+    def fetch(how, setting="auto"):
+        url = how if ":" in how else server.url.format(how)
+        monkeypatch.setattr(quatrains, "GLOVE_URL", url)
+        return quatrains.start_embeddings(WORDS, 50, setting, np.random.default_rng(3))
+
+    return fetch
 
 
 def files(folder):
-    return sorted(path.name for path in (folder / "data").iterdir())
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
-@pytest.mark.parametrize(
-    ("hows", "asked"),
-    [
-        (["good"], ["good"]),
-        (["redirect"], ["redirect", "good"]),
-        (["404", "500", "good"], ["404", "500", "good"]),
-        (["cut"], ["cut", "cut"]),
-        (["no-ranges"], ["no-ranges", "no-ranges"]),
-        (["wrong", "page", "good"], ["wrong", "page", "good"]),
-        (["always-cut", "good"], ["always-cut", "good"]),
-        (["stall", "good"], ["stall", "stall", "good"]),
-    ],
-    ids=lambda value: "-".join(value),
-)
-def test_vectors_are_fetched_in_spite_of(server, tmp_path, capsys, hows, asked):
-    server.sources(*hows)
-    embeddings = start()
-    assert [how for how, _ in server.asked] == asked
-    assert (tmp_path / "data/glove.6B.zip").read_bytes() == ARCHIVE
-    assert files(tmp_path) == ["glove.6B.zip"]
-    expected = np.array(TEXT.split(b"\n")[0].split()[1:], np.float32)
-    assert np.array_equal(embeddings[1], expected)
-    told = capsys.readouterr().out
-    assert [f"GloVe: fetching {url}\n" in told for url in quatrains.GLOVE_SOURCES]
-    assert "knows 2 words; 1 and the break start random" in told
-    # What is there is not fetched again.
-    start()
-    assert [how for how, _ in server.asked] == asked
+CACHED = "home/datasets/glove.6B.zip"
 
 
-def test_a_download_that_broke_off_goes_on(server, tmp_path):
-    server.sources("cut")
-    start()
-    assert server.asked == [("cut", 0), ("cut", len(ARCHIVE) // 2)]
+def check_announced(line, url, tmp_path):
+    assert line.startswith(f"GloVe: fetching {url} to {tmp_path}/home/datasets, 862 MB, ")
+    assert line.endswith('; to go without, set glove = "none".')
 
 
-def test_a_later_training_goes_on_with_a_download(server, tmp_path):
-    server.sources("stall")
-    start()
-    (part,) = files(tmp_path)
-    assert re.fullmatch(r"glove\.6B\.zip\.127\.0\.0\.1-\d+\.part", part)
-    server.released.set()
-    server.sources("good")
-    start()
-    assert server.asked[-1] == ("good", 10_000)
-    assert files(tmp_path) == ["glove.6B.zip"]
+def test_vectors_are_fetched_once(fetch, server, tmp_path, capsys):
+    embeddings = fetch("good")
+    assert files(tmp_path) == [CACHED]
+    assert (tmp_path / CACHED).read_bytes() == ARCHIVE
+    assert np.array_equal(embeddings[1], KING)
+    announced, used = capsys.readouterr().out.splitlines()
+    check_announced(announced, server.url.format("good"), tmp_path)
+    assert used == f"GloVe: {tmp_path / CACHED} knows 2 words; 1 and the break start random."
+
+    assert np.array_equal(fetch("good"), embeddings)
+    assert capsys.readouterr().out.splitlines() == [used]
+    assert server.asked == ["good"]
 
 
-def test_parts_from_other_sources_go_when_one_has_it_all(server, tmp_path):
+@pytest.mark.parametrize("how", ["404", "500", "wrong", "cut", "stalled", "nobody"])
+def test_what_cannot_be_fetched_is_one_line_and_is_never_read(fetch, server, tmp_path, capsys, how):
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        nobody = f"http://127.0.0.1:{closed.getsockname()[1]}/glove.6B.zip"
+    embeddings = fetch(nobody if how == "nobody" else how)
+    announced, failed = capsys.readouterr().out.splitlines()
+    check_announced(announced, quatrains.GLOVE_URL, tmp_path)
+    assert re.match(r"GloVe: not to be had \(.+\), so all words start random; ", failed)
+    assert 'glove = "none"' in failed
+    assert np.array_equal(embeddings, fetch("good", "none"))
+    assert socket.getdefaulttimeout() is None
+
+    assert np.array_equal(fetch("good")[1], KING)
+    announced, _ = capsys.readouterr().out.splitlines()
+    check_announced(announced, quatrains.GLOVE_URL, tmp_path)
+    assert server.asked == [*[how] * (how != "nobody"), "good"]
+
+
+def test_a_file_cut_short_is_not_read_but_fetched_anew(fetch, server, tmp_path, capsys):
+    (tmp_path / CACHED).parent.mkdir()
+    (tmp_path / CACHED).write_bytes(ARCHIVE[:-1000])
+    assert np.array_equal(fetch("good")[1], KING)
+    assert (tmp_path / CACHED).read_bytes() == ARCHIVE
+    check_announced(capsys.readouterr().out.splitlines()[0], quatrains.GLOVE_URL, tmp_path)
+
+    (tmp_path / CACHED).write_bytes(ARCHIVE[:-1000])
+    assert np.array_equal(fetch("404"), fetch("good", "none"))
+    assert server.asked == ["good", "404"]
+
+
+def test_without_keras_home_the_cache_is_in_the_users(fetch, tmp_path, monkeypatch, capsys):
+    monkeypatch.delenv("KERAS_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / ".keras").mkdir()
+    for lines in (2, 1):
+        assert np.array_equal(fetch("good")[1], KING)
+        assert files(tmp_path) == [".keras/datasets/glove.6B.zip"]
+        assert len(capsys.readouterr().out.splitlines()) == lines
+
+
+@pytest.mark.parametrize("name", ["glove.6B.50d.txt", "glove.6B.zip"])
+def test_data_is_looked_into_first(fetch, server, tmp_path, capsys, name):
     (tmp_path / "data").mkdir()
-    (tmp_path / "data/glove.6B.zip.elsewhere.part").write_bytes(b"PK")
-    server.sources("good")
-    start()
-    assert files(tmp_path) == ["glove.6B.zip"]
-
-
-def test_a_whole_part_is_not_fetched_again(server, tmp_path):
-    (tmp_path / "data").mkdir()
-    host = server.url.removeprefix("http://").replace(":", "-")
-    (tmp_path / f"data/glove.6B.zip.{host}.part").write_bytes(ARCHIVE)
-    server.sources("good")
-    start()
-    assert server.asked == [("good", len(ARCHIVE))]
-    assert files(tmp_path) == ["glove.6B.zip"]
-
-
-@pytest.mark.parametrize("how", ["404", "500", "wrong", "page", "always-cut", "stall", "nobody"])
-def test_without_a_good_source_one_line_tells_it(server, tmp_path, capsys, how):
-    server.sources(how)
-    if how == "nobody":
-        quatrains.GLOVE_SOURCES = ("http://127.0.0.1:9/glove.6B.zip",)
-    embeddings = start()
-    assert np.array_equal(embeddings, start("none"))
-    told = [line for line in capsys.readouterr().out.splitlines() if "not to be had" in line]
-    assert len(told) == 1
-    assert re.match(
-        r"GloVe: not to be had \(127\.0\.0\.1:\d+.+\), so all words start random", told[0]
-    )
-    assert 'glove = "none"' in told[0]
-    assert "glove.6B.zip" not in files(tmp_path)
-    if how in ("wrong", "page"):
-        assert files(tmp_path) == []
-
-
-def test_none_asks_nobody(server, tmp_path):
-    server.sources("good")
-    start("none")
+    (tmp_path / "data" / name).write_bytes(ARCHIVE if name.endswith("zip") else TEXT)
+    assert np.array_equal(fetch("good")[1], KING)
+    assert f"GloVe: data/{name} knows 2 words" in capsys.readouterr().out
     assert server.asked == []
-    assert not (tmp_path / "data").exists()
 
 
-def test_a_whole_training_fetches_its_vectors(server, tmp_path, capsys):
+def test_none_asks_nobody(fetch, server, tmp_path, capsys):
+    fetch("good", "none")
+    assert (server.asked, files(tmp_path), capsys.readouterr().out) == ([], [], "")
+
+
+def test_ctrl_c_while_fetching_leaves_nothing(server, tmp_path):
     write_verses(tmp_path / "verses.txt")
-    server.sources("404", "good")
-    settings = SMALL | {"corpus": "verses.txt", "glove": "auto", "embedding_dim": 50, "runs": 1}
-    assert quatrains.main(arguments(**settings)) == 0
-    assert "glove.6B.zip knows 2 words" in capsys.readouterr().out
-
-
-def test_ctrl_c_while_fetching_leaves_nothing_half_named(server, tmp_path):
-    write_verses(tmp_path / "verses.txt")
-    server.sources("stall")
-    code = (
-        "import sys; sys.path.insert(0, sys.argv[1]); import quatrains\n"
-        "quatrains.GLOVE_SOURCES = (sys.argv[2],)\n"
-        "sys.exit(quatrains.main(sys.argv[3:]))"
-    )
     settings = SMALL | {"corpus": "verses.txt", "glove": "auto", "embedding_dim": 50}
+    text = edited(**settings, GLOVE_URL=server.url.format("stalled"))
+    (tmp_path / "stalled.py").write_text(text, encoding="utf-8")
+    before = files(tmp_path)
     process = subprocess.Popen(
-        [sys.executable, "-c", code, str(ROOT), *quatrains.GLOVE_SOURCES, *arguments(**settings)],
+        [sys.executable, "stalled.py"],
+        cwd=tmp_path,
+        # As those set it who want TensorFlow quiet.
+        env=os.environ | {"KERAS_HOME": str(tmp_path / "home"), "TF_CPP_MIN_LOG_LEVEL": "3"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
     deadline = time.monotonic() + 60
-    while not server.asked and time.monotonic() < deadline:
+    while CACHED not in files(tmp_path) and time.monotonic() < deadline:
         time.sleep(0.05)
-    time.sleep(0.3)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=20)
+    out, err = process.communicate(timeout=30)
     assert (process.returncode, err) == (130, "\nquatrains: stopped\n")
-    assert all(name.endswith(".part") for name in files(tmp_path))
+    check_announced(out.splitlines()[-1], server.url.format("stalled"), tmp_path)
+    assert server.asked == ["stalled"]
+    assert files(tmp_path) in (before, sorted([*before, "home/keras.json"]))
     assert not (tmp_path / "logs").exists()

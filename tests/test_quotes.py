@@ -1,5 +1,7 @@
 """What a trained model writes: quotes found and avoided, openings, and the same from a shell."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -23,19 +25,21 @@ def longest(text, corpus):
 
 def test_quotes_are_those_a_plain_search_finds():
     draw = np.random.default_rng(1)
-    corpus = [" ".join(map(str, draw.integers(1, 9, 30))) for _ in range(20)]
-    joined = np.array([int(word) for text in corpus for word in (*text.split(), -1)])
+    # Words that are parts of one another: only whole ones are a quote.
+    names = ["a", "an", "ana", "na", "b", "ban", "bana", "banana"]
+    corpus = [" ".join(draw.choice(names, 30)) for _ in range(20)]
+    source = "\n".join(f" {text} " for text in corpus)
     for _ in range(200):
-        words = draw.integers(1, 10, draw.integers(0, 33))
-        length, end, place = quatrains.longest_quote(words.tolist(), joined)
-        assert length == longest(" ".join(map(str, words)), corpus)
-        quote = words[end - length : end]
-        assert np.array_equal(quote, joined[place - length : place])
+        words = draw.choice([*names, "nab"], draw.integers(0, 33)).tolist()
+        quote = quatrains.longest_quote(words, source)
+        assert len(quote) == longest(" ".join(words), corpus)
+        assert not quote or f" {' '.join(quote)} " in source
+        assert not quote or f" {' '.join(quote)} " in f" {' '.join(words)} "
 
 
 def test_a_quote_does_not_reach_over_the_end_of_a_quatrain():
-    assert quatrains.longest_quote([1, 2, 3, 4], np.array([1, 2, -1, 3, 4, -1]))[0] == 2
-    assert quatrains.longest_quote([], np.array([1, -1]))[0] == 0
+    assert quatrains.longest_quote(list("abcd"), " a b \n c d ") == ["a", "b"]
+    assert quatrains.longest_quote([], " a ") == []
 
 
 @pytest.fixture(scope="module")
@@ -43,19 +47,12 @@ def prophet(tmp_path_factory):
     """An untrained model of VERSES."""
     path = tmp_path_factory.mktemp("quotes") / "verses.txt"
     path.write_text(VERSES, encoding="utf-8")
-    corpus = quatrains.load_corpus(path)
+    corpus = quatrains.index_corpus(quatrains.read_corpus(path))
     quatrains.load_tensorflow(use_gpu=False)
     quatrains.keras.utils.set_random_seed(1)
-    settings = quatrains.read_settings(
-        {name: getattr(quatrains, name) for name in quatrains.SETTINGS},
-        arguments(**SMALL | {"embedding_dim": 8}),
-    )
+    settings, _ = quatrains.read_settings(vars(quatrains), arguments(**SMALL))
     embeddings = np.random.default_rng(1).normal(0, 1, (len(corpus.words), 8)).astype(np.float32)
-    model = quatrains.build_model(embeddings, 4, settings)
-    checkpoint = quatrains.Checkpoint(
-        1, 1, {}, vars(settings), corpus.words, corpus.numbers, corpus.texts
-    )
-    return quatrains.Prophet(model, checkpoint)
+    return quatrains.Prophet(quatrains.build_model(embeddings, 4, settings), corpus, 4)
 
 
 @pytest.mark.parametrize(
@@ -72,7 +69,7 @@ def prophet(tmp_path_factory):
     ],
 )
 def test_punctuation_does_not_hide_a_quote(prophet, text, quote, source):
-    found = prophet.describe([prophet.index[token] for token in text.split()])
+    found = prophet.describe(list(map(prophet.corpus.words.index, text.split())))
     assert (" ".join(found.quote), found.source) == (quote, source)
     assert found.quoted == len(found.quote)
     assert found.tokens == text.split()
@@ -129,7 +126,9 @@ def test_openings_start_every_quatrain(prophet):
             r"never uses: kin \(near it: king\); xyzzy \(near it: nothing\)",
         ),
         ({"opening": "the " * 32}, "opening has 32 words: set max_words to more"),
-        ({"count": 0}, "quatrains_per_run = 0 will not do"),
+        ({"count": -1}, "generate = -1 will not do"),
+        ({"count": "2"}, "generate = '2' will not do"),
+        ({"max_quote": -1}, "max_quote = -1 will not do"),
         ({"temperature": 0.0}, "temperature = 0.0 will not do"),
         ({"top_k": -1}, "top_k = -1 will not do"),
         ({"seed": "x"}, "seed = 'x' will not do"),
@@ -150,7 +149,7 @@ def test_the_same_from_a_shell(tmp_path, capsys, monkeypatch):
     assert quatrains.main(arguments(**settings)) == 0
     out = capsys.readouterr().out
     assert out.count("Longest quote: ") == 2
-    (folder,) = (path.parent for path in (tmp_path / "logs").glob("*/checkpoint.keras"))
+    (folder,) = (tmp_path / "logs").iterdir()
     events = EventAccumulator(str(folder)).Reload().Tensors("quote")
     assert [event.step for event in events] == [1, 3]
 
@@ -160,4 +159,5 @@ def test_the_same_from_a_shell(tmp_path, capsys, monkeypatch):
     assert quatrains.main(arguments(**shell | {"opening": "Sea moon"})) == 0
     printed = capsys.readouterr()
     assert printed.out.replace("\n", " ").lower().count("sea moon") >= 20
-    assert printed.err.startswith("\nLongest quote: ")
+    path = Path("logs", folder.name, "checkpoint.keras")
+    assert printed.err.startswith(f"\nFrom {path}. Longest quote: ")

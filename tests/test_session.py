@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import json
 import os
 import re
 import subprocess
@@ -14,18 +15,7 @@ from pathlib import Path
 import pytest
 from jupyter_client import KernelManager
 
-from conftest import ROOT, SMALL, write_verses
-
-SCRIPT = (ROOT / "quatrains.py").read_text(encoding="utf-8")
-
-
-def edited(**settings):
-    """The script's text with other values in the assignments at its top."""
-    text = SCRIPT
-    for name, value in settings.items():
-        text, count = re.subn(rf"^{name} = .*$", f"{name} = {value!r}", text, count=1, flags=re.M)
-        assert count == 1
-    return text
+from conftest import QUICK, ROOT, edited, read_files, write_verses
 
 
 class Session:
@@ -61,6 +51,7 @@ class Session:
             elif kind == "execute_result":
                 value = content["data"]["text/plain"]
             elif kind == "status" and content["execution_state"] == "idle":
+                assert "WARNING" not in out
                 return out, errors, value
         raise TimeoutError(out)
 
@@ -76,7 +67,18 @@ def session(tmp_path_factory):
     session.close()
 
 
-TINY = SMALL | {"corpus": "verses.txt", "runs": 1}
+TINY = QUICK | {"runs": 1}
+
+
+def trainings(folder):
+    """The folders of the trainings in `logs`, and the bytes of each file in them."""
+    return {training: read_files(training) for training in sorted((folder / "logs").iterdir())}
+
+
+def count_runs(training):
+    """How many runs a training's checkpoint holds."""
+    with zipfile.ZipFile(training / "checkpoint.keras") as archive:
+        return json.loads(archive.read("quatrains.json"))["runs"]
 
 
 def test_run_all_edit_run_again_interrupt_and_play(session):
@@ -84,57 +86,94 @@ def test_run_all_edit_run_again_interrupt_and_play(session):
     # Run All, as one cell: the kernel's own arguments are not the script's.
     _, errors, value = session.run("import sys; '-f' in sys.argv, '__file__' in globals()")
     assert (errors, value) == ([], "(True, False)")
-    out, errors, _ = session.run(edited(**TINY))
+    # How far an epoch is shows after no time here.
+    out, errors, _ = session.run(edited(**TINY | {"batch_size": 64}, PATIENCE=-1))
     assert errors == []
     assert re.findall(r"\nRun (\d)\n", out) == ["0"]
+    assert re.search(r" 8/(\d+)\D.*(?<!\d)\1/\1\D.*\nEpoch 1/2 - ", out)
     assert "prophet.write(3)" in out
-    assert "earlier" not in out
-
-    # Edited and run again.
-    out, errors, _ = session.run(edited(**TINY | {"gru_dim": 9, "seed": None}))
-    assert errors == []
-    assert "gru_dim = 9" in out
-    assert "The logs and the checkpoint of the earlier training are now in logs" in out
+    before = trainings(session.folder)
+    ((first, content),) = before.items()
+    assert re.fullmatch(r"\d{6}-\d{6}", first.name)
+    top = {path.relative_to(first).parts[0] for path in content}
+    assert {"train", "validation", "checkpoint.keras", "words.tsv"} < top
 
     # A mistake is one line, and no traceback.
-    before = sorted(session.folder.rglob("*"))
     out, errors, _ = session.run(edited(**TINY | {"use_gpu": True}))
     assert errors == []
-    assert re.search(r"\nquatrains: use_gpu = True, but TensorFlow sees no GPU: .*\n$", out)
-    assert sorted(session.folder.rglob("*")) == before
+    assert re.search(r"\nquatrains: use_gpu = True, but TensorFlow sees no GPU, .*\n$", out)
     out, errors, _ = session.run(edited(**TINY | {"dropout": 2.0}))
     assert (out, errors) == (
         "quatrains: dropout = 2.0 will not do: it must be a number from 0 to 0.99\n",
         [],
     )
-
-    # Interrupted: the kernel goes on, and so does the training when it is resumed.
-    out, errors, _ = session.run(edited(**TINY | {"runs": 10_000}), interrupt_at="Run 3")
+    out, errors, _ = session.run(edited(**TINY | {"opening": "zebra"}))
     assert errors == []
+    assert re.search(r"\nquatrains: opening has words that the corpus never uses: zebra .*\n$", out)
+    assert trainings(session.folder) == before
+
+    # Edited and run again, and interrupted: the kernel goes on, and the earlier training is left
+    # alone.
+    other = TINY | {"gru_dim": 9, "seed": None, "runs": 10_000}
+    out, errors, _ = session.run(edited(**other), interrupt_at="Run 3")
+    assert errors == []
+    assert "gru_dim = 9" in out
     assert out.endswith("\nquatrains: stopped\n")
     assert "holds the training up to its last whole run" in out
-    last = int(re.findall(r"\nRun (\d+)\n", out)[-1])
-    out, errors, _ = session.run(edited(**TINY | {"runs": last + 1, "resume": True}))
+    after = trainings(session.folder)
+    assert (len(after), after[first]) == (2, content)
+
+    # Resumed: a setting that was edited meanwhile is named.
+    latest = max(after)
+    done = count_runs(latest)
+    assert done >= 3
+    again = TINY | {"runs": done + 1, "resume": True, "gru_dim": 12, "seed": None}
+    out, errors, _ = session.run(edited(**again))
     assert errors == []
-    assert re.findall(r"\nRun (\d+)\n", out) == [str(last)]
+    lines = out.splitlines()
+    assert "A training keeps what it began with, though here gru_dim was 9 and is 12." in lines
+    told = f"Going on after run {done - 1} from logs/{latest.name}/checkpoint.keras, "
+    assert [line for line in lines if line.startswith(told)]
+    assert "gru_dim = 9" in out
+    assert re.findall(r"\nRun (\d+)\n", out) == [str(done)]
+    assert count_runs(latest) == done + 1
+    assert trainings(session.folder).keys() == after.keys()
 
     # Play.
     out, errors, _ = session.run("print(*prophet.write(3, temperature=0.5, seed=1), sep='\\n\\n')")
     assert errors == []
-    assert 2 <= len(out.split("\n\n")) <= 3
+    assert len(out.split("\n\n")) == 3
     again, _, _ = session.run("print(*prophet.write(3, temperature=0.5, seed=1), sep='\\n\\n')")
     assert again == out
     _, errors, value = session.run(
-        "all(q.tokens[:2] == ['king', 'eagle'] and q.verse.startswith('King eagle')"
+        "all(q.tokens[:2] == ['king', 'eagle'] and q.verse.startswith('King')"
         " for q in prophet.write(20, opening='King Eagle', top_k=3))"
     )
     assert (errors, value) == ([], "True")
-    _, errors, value = session.run("q = prophet.write(1)[0]; (len(q.quote), q.source)")
+    _, errors, value = session.run(
+        "q = prophet.write(1, opening='king')[0]; (len(q.quote), q.source)"
+    )
     assert errors == []
     assert re.fullmatch(r"\(\d+, '\d+'\)", value)
     _, errors, _ = session.run("prophet.write(1, opening='king zebra montain')")
     assert "words that the corpus never uses: zebra (near it: " in errors[0]
     assert "montain (near it: mountain" in errors[0]
+
+
+def test_an_edited_model_acts_and_is_resumed(session):
+    plain = edited(**TINY)
+    edit = plain.replace("keras.layers.GRU(", "keras.layers.LSTM(")
+    assert edit != plain
+    _, errors, _ = session.run(edit)
+    assert errors == []
+    layers = "[type(layer).__name__ for layer in prophet.model.layers]"
+    assert session.run(layers)[2] == "['Embedding', 'LSTM', 'Dense']"
+    # Resumed with the model of the checkpoint, whatever the cell says by then.
+    out, errors, _ = session.run(edited(**TINY | {"runs": 2, "resume": True}))
+    assert errors == []
+    assert "with the model saved there" in out
+    assert re.findall(r"\nRun (\d)\n", out) == ["1"]
+    assert session.run(layers)[2] == "['Embedding', 'LSTM', 'Dense']"
 
 
 def test_statement_by_statement(session):
@@ -160,8 +199,9 @@ def test_percent_run_takes_arguments(session):
     _, errors, value = session.run("len(prophet.write(2))")
     assert (errors, value) == ([], "2")
     # What %run leaves behind does not change how a cell runs afterwards.
-    out, errors, _ = session.run(edited(**TINY))
-    assert (errors, "gru_dim = 8" in out) == ([], True)
+    out, errors, _ = session.run(edited(**TINY | {"gru_dim": 0}))
+    assert errors == []
+    assert out.startswith("quatrains: gru_dim = 0 will not do")
     out, errors, _ = session.run("%run edited.py --gru-dim none")
     assert errors == []
     assert out.startswith("quatrains: gru_dim = 'none' will not do")
@@ -169,14 +209,28 @@ def test_percent_run_takes_arguments(session):
 
 # ==== Packages ====
 
+REQUIREMENTS = (ROOT / "requirements.txt").read_text(encoding="utf-8")
+# None of them can train; that no GPU is seen is the first thing that TensorFlow is asked. NumPy's
+# gives way to the real one, which lies aside.
 STUBS = {
+    "numpy": (
+        "import sys\n"
+        "del sys.modules['numpy']\n"
+        "sys.path.insert(0, sys.prefix + '/aside')\n"
+        "import numpy\n"
+    ),
     "tensorflow": (
+        "from logging import getLogger as get_logger\n"
         "class config:\n"
         "    list_physical_devices = staticmethod(lambda kind: [])\n"
-        "class errors:\n"
-        "    OpError = OSError\n"
+        "class test:\n"
+        "    is_built_with_cuda = staticmethod(lambda: False)\n"
     ),
-    "keras": "class backend:\n    backend = staticmethod(lambda: 'tensorflow')\n",
+    "keras": (
+        "class config:\n"
+        "    set_floatx = staticmethod(lambda name: None)\n"
+        "    disable_interactive_logging = staticmethod(lambda: None)\n"
+    ),
     "tensorboard": "",
     "nvidia_stub": "",
 }
@@ -204,14 +258,18 @@ def write_wheel(folder, name, code, version):
 
 @pytest.fixture(scope="module")
 def bare(tmp_path_factory):
-    """A Python with all of ours but TensorFlow, Keras and TensorBoard, and an index of stubs."""
+    """A folder with a Python that lacks the packages of the requirements, and an index of stubs."""
     folder = tmp_path_factory.mktemp("bare")
     subprocess.run([sys.executable, "-m", "venv", folder / "venv"], check=True)
-    ours = Path(sysconfig.get_path("purelib"))
-    lent = folder / "lent"
+    lent, aside = folder / "lent", folder / "venv" / "aside"
     lent.mkdir()
-    for path in ours.iterdir():
-        if not re.match(r"tensor|keras|pip\b|_distutils|distutils|setuptools|.*\.pth$", path.name):
+    aside.mkdir()
+    for path in Path(sysconfig.get_path("purelib")).iterdir():
+        if path.name.startswith("numpy"):
+            (aside / path.name).symlink_to(path)
+        elif not re.match(
+            r"tensor|keras|pip\b|_distutils|distutils|setuptools|.*\.pth$", path.name
+        ):
             (lent / path.name).symlink_to(path)
     (site,) = (folder / "venv").glob("lib/python*/site-packages")
     (site / "lent.pth").write_text(f"{lent}\n")
@@ -220,40 +278,51 @@ def bare(tmp_path_factory):
     for name, code in STUBS.items():
         write_wheel(folder / "index", name, code, versions.get(name, "1.0"))
     (folder / "requirements.txt").write_text(REQUIREMENTS)
+    write_verses(folder / "verses.txt")
     return folder
 
 
-REQUIREMENTS = (ROOT / "requirements.txt").read_text(encoding="utf-8")
+MISSING = "numpy, tensorflow, keras, tensorboard not installed"
 
 
 def test_outside_a_session_nothing_is_installed(bare):
-    write_verses(bare / "verses.txt")
     python = bare / "venv" / "bin" / "python"
-    done = subprocess.run(
-        [python, ROOT / "quatrains.py", "--corpus", "verses.txt"],
-        cwd=bare,
-        capture_output=True,
-        text=True,
-    )
+    command = [python, ROOT / "quatrains.py", "--corpus", "verses.txt"]
+    done = subprocess.run(command, cwd=bare, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == (
-        "quatrains: tensorflow, keras, tensorboard not installed: type "
-        f"`{python} -m pip install -r requirements.txt`\n"
-    )
-    help_ = subprocess.run([python, ROOT / "quatrains.py", "--help"], capture_output=True)
-    assert help_.returncode == 0
+    told = f"`{python} -m pip install -r requirements.txt` in the script's folder"
+    assert done.stderr == f"quatrains: {MISSING}: type {told}\n"
+    assert subprocess.run([*command, "--help"], capture_output=True).returncode == 0
+
+
+def test_a_session_that_cannot_install_says_so(bare, tmp_path):
+    python = bare / "venv" / "bin" / "python"
+    session = Session(tmp_path, python, PIP_NO_INDEX="1")
+    try:
+        out, errors, _ = session.run(edited(**TINY | {"use_gpu": True}))
+        assert errors == []
+        packages = "-r requirements.txt tensorflow[and-cuda]"
+        told = f"`{python} -m pip install {packages}` in the script's folder"
+        assert out == f"quatrains: {MISSING}: type {told}\n"
+        (tmp_path / "requirements.txt").write_text("no-such-package==1\n")
+        out, errors, _ = session.run(edited(**TINY))
+        assert errors == []
+        plain = re.sub(r"\x1b\[\d*m", "", out)
+        assert f"\nquatrains: {MISSING}, and pip cannot: ERROR: " in plain
+        assert "no-such-package==1" in out
+    finally:
+        session.close()
 
 
 def test_a_session_installs_what_it_lacks(bare):
     index = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(bare / "index")}
     session = Session(bare, bare / "venv" / "bin" / "python", **index)
     try:
-        # The stubs cannot train; that no GPU is seen is the first thing that they are asked.
         out, errors, _ = session.run(edited(**TINY | {"use_gpu": True}))
         assert errors == []
-        assert (
-            "tensorflow, keras, tensorboard not installed: installing tensorflow[and-cuda]" in out
-        )
+        packages = "-r requirements.txt tensorflow[and-cuda]"
+        assert out.startswith(f"{MISSING}: installing {packages}. That takes a few minutes.\n")
+        assert "Corpus: verses.txt has 60 quatrains" in out
         assert "TensorFlow sees no GPU" in out
         _, errors, value = session.run("import nvidia_stub, tensorflow; tensorflow.__file__")
         assert errors == []
@@ -264,29 +333,8 @@ def test_a_session_installs_what_it_lacks(bare):
         session.close()
 
 
-def test_a_session_that_cannot_install_says_so(bare, tmp_path):
-    session = Session(tmp_path, bare / "venv" / "bin" / "python", PIP_NO_INDEX="1")
-    try:
-        session.run(
-            "import importlib.util as u; real = u.find_spec\n"
-            "u.find_spec = lambda name, *a: None if name == 'keras' else real(name, *a)"
-        )
-        out, errors, _ = session.run(edited(**TINY))
-        assert errors == []
-        assert out == (
-            "quatrains: keras not installed: start in the folder of requirements.txt, or install "
-            "them\n"
-        )
-        (tmp_path / "requirements.txt").write_text("no-such-package==1\n")
-        out, errors, _ = session.run(edited(**TINY))
-        assert errors == []
-        assert "quatrains: keras not installed, and pip cannot install them: " in out
-    finally:
-        session.close()
-
-
 def test_inline_metadata_equals_the_requirements():
-    block = re.search(r"^# /// script\n((?:#.*\n)+?)# ///\n", SCRIPT)[1]
+    block = re.search(r"^# /// script\n((?:#.*\n)+?)# ///\n", edited())[1]
     text = "".join(line[2:] + "\n" for line in block.splitlines())
     listed = re.findall(r'^    "(.*)",$', text, re.MULTILINE)
     assert listed == REQUIREMENTS.split()

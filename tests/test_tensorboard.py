@@ -2,25 +2,29 @@
 
 import contextlib
 import io
+import json
 import re
 import shutil
 import socket
 import subprocess
 import sys
 import time
+import urllib.parse
 import urllib.request
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 from PIL import Image
 
 import quatrains
-from conftest import ROOT, SMALL, arguments
+from conftest import ROOT, SMALL, arguments, read_curve
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 DRIVER = shutil.which("chromedriver")
 CORPUS = ROOT / "data" / "quatrains.txt"
-TRAINING = SMALL | {"runs": 3, "embedding_dim": 50, "gru_dim": 32, "batch_size": 512}
+TRAINING = SMALL | {"embedding_dim": 50, "gru_dim": 32, "batch_size": 512, "corpus": CORPUS}
 LAYERS = {
     "weights/embedding/embeddings",
     "weights/GRU/kernel",
@@ -31,71 +35,88 @@ LAYERS = {
 }
 
 
-def train(folder, **settings):
-    command = [sys.executable, str(ROOT / "quatrains.py"), *arguments(**settings)]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
-    return done.stdout
+class Training(NamedTuple):
+    """A training's folder, what it printed, and how many units, epochs and runs it has."""
+
+    folder: Path
+    printed: str
+    units: int
+    epochs: int
+    runs: int
+
+    def ends(self):
+        """The last epoch of each run."""
+        return [(run + 1) * self.epochs - 1 for run in range(self.runs)]
+
+
+def train(logs, **settings):
+    """Train in this process; return the training's folder and what was printed."""
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        assert quatrains.main(arguments(logs=logs, **settings)) == 0
+    return max(logs.iterdir()), out.getvalue()
 
 
 @pytest.fixture(scope="module")
-def logs(tmp_path_factory):
-    """Two trainings into one folder: three runs, then two with other settings."""
-    folder = tmp_path_factory.mktemp("watched")
-    first = train(folder, **TRAINING, corpus=CORPUS)
-    second = train(folder, **TRAINING | {"runs": 2, "gru_dim": 48}, corpus=CORPUS)
-    trainings = sorted(path.parent for path in folder.glob("logs/**/words.tsv"))
-    current = next(path for path in trainings if path.parent.name == "logs")
-    earlier = next(path for path in trainings if path != current)
-    return folder / "logs", current, earlier, first, second
+def trainings(tmp_path_factory, request):
+    """Two trainings in one folder: one of two runs and, resumed, a third; one with more units."""
+    logs = tmp_path_factory.mktemp("watched") / "logs"
+    epochs = 10 if request.config.getoption("--pictures") else 2  # More are nicer to look at.
+    settings = TRAINING | {"epochs_per_run": epochs, "runs": 2}
+    first, began = train(logs, **settings)
+    same, went_on = train(logs, resume=True, runs=3)
+    assert same == first
+    second, printed = train(logs, **settings | {"gru_dim": 48})
+    return [
+        Training(first, began + went_on, 32, epochs, 3),
+        Training(second, printed, 48, epochs, 2),
+    ]
 
 
-def read_events(folder):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    assert len(list(folder.glob("events*"))) == 1
-    return EventAccumulator(str(folder), size_guidance={"tensors": 0}).Reload()
+@pytest.fixture(params=["resumed", "whole"])
+def training(request, trainings):
+    return trainings[request.param == "whole"]
 
 
-def test_every_training_keeps_its_folders(logs):
-    root, current, earlier, _, second = logs
-    assert re.fullmatch(r"\d{6}-\d{6}", current.name)
-    assert earlier.parent == root / "earlier" / earlier.name
-    assert f"now in logs/earlier/{earlier.name}." in second.replace("\\", "/")
-    assert {path.name for path in root.iterdir()} == {
-        *("0", "1", "earlier", "projector_config.pbtxt", current.name)
+def test_every_training_has_one_folder(training):
+    assert re.fullmatch(r"\d{6}-\d{6}", training.folder.name)
+    assert {path.name for path in training.folder.iterdir() if "events" not in path.name} == {
+        *("train", "validation", "checkpoint.keras", "lock"),
+        *("embedding.bytes", "words.tsv", "projector_config.pbtxt"),
     }
-    assert {path.name for path in earlier.parent.iterdir()} == {"0", "1", "2", earlier.name}
 
 
-@pytest.mark.parametrize("which", ["current", "earlier"])
-def test_events_hold_every_tab(logs, which):
+def test_curves_are_unbroken_and_what_was_printed(training):
+    number = r"([\d.]+)"
+    figures = f" - loss: {number} - acc: {number} - val_loss: {number} - val_acc: {number}"
+    printed = re.findall(figures, training.printed)
+    epochs = training.runs * training.epochs
+    assert len(printed) == epochs
+    curves = [(half, tag) for half in ("train", "validation") for tag in ("loss", "acc")]
+    for (half, tag), column in zip(curves, zip(*printed, strict=True), strict=True):
+        curve = read_curve(training.folder / half, tag)
+        assert [*curve] == [*range(epochs)]
+        assert [*curve.values()] == pytest.approx([*map(float, column)], abs=5.1e-5)
+
+
+def test_events_hold_every_tab(training):
     import tensorflow as tf
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from tensorboard.plugins.hparams import plugin_data_pb2
 
-    _, current, earlier, first, second = logs
-    folder, printed = (current, second) if which == "current" else (earlier, first)
-    events = read_events(folder)
-    ends = [1, 3] if which == "current" else [1, 3, 5]
-
-    tags = set(events.Tags()["tensors"])
-    assert LAYERS | {f"quatrain {n}" for n in (1, 2, 3)} | {"val_loss", "val_acc"} <= tags
-    for tag in LAYERS | {"quatrain 1", "val_loss"}:
-        assert [event.step for event in events.Tensors(tag)] == ends
+    events = EventAccumulator(str(training.folder), size_guidance={"tensors": 0}).Reload()
+    best = ["best/val_loss", "best/val_acc"]
+    texts = [f"quatrain {number}" for number in (1, 2, 3)]
+    assert {*LAYERS, *texts, *best, "quote"} <= {*events.Tags()["tensors"]}
+    for tag in (*LAYERS, *texts[:3], *best, "quote"):
+        assert [event.step for event in events.Tensors(tag)] == training.ends()
     by_layer = {tag: events.SummaryMetadata(tag).plugin_data.plugin_name for tag in LAYERS}
-    assert set(by_layer.values()) == {"histograms"}
+    assert {*by_layer.values()} == {"histograms"}
 
-    for number in (1, 2, 3):
-        events_of_one = events.Tensors(f"quatrain {number}")
-        written = [tf.make_ndarray(event.tensor_proto).item().decode() for event in events_of_one]
-        assert len(written) == len(ends)
-        for text in written:
-            verse = "\n".join(line[2:].rstrip() for line in text.split("\n"))
-            assert verse in printed
+    for tag in texts:
+        for event in events.Tensors(tag):
+            text = tf.make_ndarray(event.tensor_proto).item().decode()
             assert all(line.startswith("> ") for line in text.split("\n"))
-
-    losses = re.findall(r"Epoch 2/2 .* val_loss: ([\d.]+)", printed)
-    logged = [tf.make_ndarray(event.tensor_proto).item() for event in events.Tensors("val_loss")]
-    assert logged == pytest.approx([float(loss) for loss in losses], abs=1e-4)
+            assert "\n".join(line[2:].rstrip() for line in text.split("\n")) in training.printed
 
     nodes = {node.name.split("/")[0] for node in events.Graph().node}
     assert {"words", "embedding", "GRU", "dense"} <= nodes
@@ -103,30 +124,31 @@ def test_events_hold_every_tab(logs, which):
     start = plugin_data_pb2.HParamsPluginData.FromString(
         events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
     ).session_start_info
-    assert start.hparams["gru_dim"].number_value == (48 if which == "current" else 32)
-    assert start.hparams["use_gpu"].bool_value is False
-    assert start.group_name == folder.name
+    values = {name.split()[-1]: value for name, value in start.hparams.items()}
+    assert {*values} == {*quatrains.FIXED}
+    assert values["gru_dim"].number_value == training.units
+    assert start.group_name == training.folder.name
 
 
-def test_the_projector_lists_both_trainings(logs):
+def test_the_best_of_all_epochs_is_kept(training):
+    for name, best_of in (("loss", min), ("acc", max)):
+        curve = read_curve(training.folder / "validation", name)
+        expected = {end: best_of([*curve.values()][: end + 1]) for end in training.ends()}
+        assert read_curve(training.folder, f"best/val_{name}") == expected
+
+
+def test_the_projector_has_all_words(training):
     from google.protobuf import text_format
     from tensorboard.plugins.projector import ProjectorConfig
 
-    root, current, earlier, _, _ = logs
-    text = (root / "projector_config.pbtxt").read_text(encoding="utf-8")
-    config = text_format.Parse(text, ProjectorConfig())
-    names = [embedding.tensor_name for embedding in config.embeddings]
-    assert names == [f"{current.name}, run 1", f"earlier {earlier.name}, run 2"]
-    for embedding in config.embeddings:
-        data = (root / embedding.tensor_path).read_bytes()
-        words = (root / embedding.metadata_path).read_text(encoding="utf-8").splitlines()
-        assert words[0] == "<BREAK>"
-        assert "king" in words
-        assert list(embedding.tensor_shape) == [len(words), 50]
-        assert data[0] == 0xFF
-        vectors = np.frombuffer(data, np.float32).reshape(len(words), 50)
-        assert 0.1 < vectors.std() < 1
-    assert len(list(current.glob("embedding-*"))) == 1
+    text = (training.folder / "projector_config.pbtxt").read_text(encoding="utf-8")
+    (embedding,) = text_format.Parse(text, ProjectorConfig()).embeddings
+    data = (training.folder / embedding.tensor_path).read_bytes()
+    metadata = (training.folder / embedding.metadata_path).read_text(encoding="utf-8")
+    assert metadata.splitlines() == quatrains.index_corpus(quatrains.read_corpus(CORPUS)).words
+    assert [*embedding.tensor_shape] == [5392, 50]
+    assert data[0] == 0xFF
+    assert 0.1 < np.frombuffer(data, np.float32).reshape(5392, 50).std() < 1
 
 
 # ==== In the browser ====
@@ -144,19 +166,18 @@ function walk(node) {
 }
 return walk(document.body).replace(/\\s+/g, ' ');
 """
-# Finds the first element of a selector, through shadow roots and frames.
+# Finds the elements of a selector, through shadow roots and frames.
 FIND = """
-function find(node, selector) {
+function findAll(node, selector) {
+  const found = new Set();
   for (const root of [node, node.shadowRoot, node.contentDocument]) {
     if (!root) continue;
-    const found = root.querySelector(selector);
-    if (found) return found;
-    for (const child of root.querySelectorAll('*')) {
-      const inside = (child.shadowRoot || child.contentDocument) && find(child, selector);
-      if (inside) return inside;
-    }
+    root.querySelectorAll(selector).forEach(element => found.add(element));
+    for (const child of root.querySelectorAll('*'))
+      if (child.shadowRoot || child.contentDocument)
+        findAll(child, selector).forEach(element => found.add(element));
   }
-  return null;
+  return [...found];
 }
 """
 
@@ -167,18 +188,24 @@ class Page:
     def __init__(self, driver, address, pictures):
         self.driver, self.address, self.pictures = driver, address, pictures
 
-    def open(self, tab, *expected):
+    def open(self, tab, *expected, options="", query=""):
         """Open a tab, wait until it shows all that is expected, and take its picture."""
         self.driver.get("about:blank")
-        self.driver.get(f"{self.address}/#{tab}")
+        self.driver.get(f"{self.address}/{query}#{tab}{options}")
         text = self.wait(lambda: self.shows(*expected), f"{tab} does not show {expected}")
         self.picture(tab)
         return text
 
+    def fetch(self, path, **query):
+        """Fetch what TensorBoard's pages fetch."""
+        address = f"{self.address}/data/{path}?{urllib.parse.urlencode(query)}"
+        return json.load(urllib.request.urlopen(address))
+
     def picture(self, tab):
-        time.sleep(2)  # for what is drawn after the page has its text
-        shot = Image.open(io.BytesIO(self.driver.get_screenshot_as_png()))
-        shot.convert("RGB").quantize(48).save(self.pictures / f"{tab}.png", optimize=True)
+        if self.pictures:
+            time.sleep(3)  # for what is drawn after the page has its text
+            shot = Image.open(io.BytesIO(self.driver.get_screenshot_as_png()))
+            shot.convert("RGB").quantize(128).save(self.pictures / f"{tab}.png", optimize=True)
 
     def run(self, code):
         return self.driver.execute_script(FIND + code)
@@ -198,12 +225,12 @@ class Page:
 
 
 @pytest.fixture(scope="module")
-def page(logs, tmp_path_factory, request):
+def page(trainings, request):
     if not (CHROMIUM and DRIVER):
         pytest.skip("no Chromium: `apt-get install chromium chromium-driver`")
     from selenium import webdriver
 
-    root = logs[0]
+    root = trainings[0].folder.parent
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -219,9 +246,9 @@ def page(logs, tmp_path_factory, request):
     ).split():
         options.add_argument("--" + switch)
     driver = webdriver.Chrome(options, webdriver.ChromeService(DRIVER))
-    pictures = request.config.getoption("--pictures") or tmp_path_factory.mktemp("pictures")
+    pictures = request.config.getoption("--pictures")
     try:
-        shown = Page(driver, address, ROOT / pictures)
+        shown = Page(driver, address, pictures and ROOT / pictures)
         shown.wait(lambda: urllib.request.urlopen(address).status == 200, "no TensorBoard")
         yield shown
     finally:
@@ -230,46 +257,103 @@ def page(logs, tmp_path_factory, request):
         board.wait()
 
 
-def test_time_series_shows_training_and_validation(page, logs):
-    earlier = f"earlier/{logs[2].name}"
-    runs = [f"{part}/{half}" for part in "01" for half in ("train", "validation")]
-    runs += [f"{earlier}/{part}/{half}" for part in "012" for half in ("train", "validation")]
-    text = page.open("timeseries", "loss", "acc", *runs)
-    assert "learning_rate" not in text
-    assert "iterations" not in text
+# What the Scalars and Time Series tabs show of all that there is.
+CURVES = urllib.parse.quote("^(acc|loss)$")
 
 
-def test_scalars_show_both_halves_on_one_chart(page):
-    page.open("scalars", "0/train", "1/validation", "tag: loss", "tag: acc")
+def entries(trainings):
+    """What TensorBoard lists: three entries a training."""
+    return [
+        f"{training.folder.name}{part}"
+        for training in trainings
+        for part in ("", "/train", "/validation")
+    ]
+
+
+def test_time_series_has_three_entries_a_training(page, trainings):
+    assert page.fetch("runs") == entries(trainings)
+    listed = " ".join(entries(trainings))
+    text = page.open("timeseries", f"Run {listed} All Scalars", query=f"?tagFilter={CURVES}")
+    assert text.index(" acc ") < text.index(" loss ")
+    page.wait(
+        lambda: page.run("return document.querySelectorAll('line-chart').length == 2"), "charts"
+    )
+    for training in trainings:
+        for half in ("train", "validation"):
+            name = f"{training.folder.name}/{half}"
+            for tag in ("loss", "acc"):
+                points = page.fetch("plugin/scalars/scalars", run=name, tag=tag)
+                steps = [step for _, step, _ in points]
+                assert steps == [*range(training.runs * training.epochs)]
+
+
+def test_scalars_draw_unbroken_curves(page, trainings):
+    page.open(
+        "scalars", *entries(trainings), "tag: acc", "tag: loss", options=f"&tagFilter={CURVES}"
+    )
+    code = (
+        "return findAll(document.body, 'vz-line-chart2').slice(0, 2).map(chart =>"
+        "[[...chart.shadowRoot.querySelectorAll('path.line')].map(path => path.getAttribute('d')),"
+        "Object.entries(chart._chart.name2datasets).map("
+        "([name, points]) => [JSON.parse(name)[1], points.data().map(point => point.step)])])"
+    )
+    expected = {
+        f"{training.folder.name}/{half}": [*range(training.runs * training.epochs)]
+        for training in trainings
+        for half in ("train", "validation")
+    }
+
+    def drawn():
+        charts = page.run(code)
+        assert [dict(points) for _, points in charts] == [expected] * 2
+        for paths, _ in charts:
+            assert len(paths) == 2 * len(expected)  # Smoothed, and as they are.
+            assert all(path.count("M") == 1 for path in paths)
+        return charts
+
+    page.wait(drawn, "not two charts of four whole curves")
 
 
 def test_graphs_shows_the_layers_with_shapes(page):
-    page.open("graphs", "words", "embedding", "GRU", "dense", "512\u00d74\u00d750", "512\u00d748")
+    page.open("graphs", "words", "embedding", "GRU", "dense", "512\u00d74\u00d750", "512\u00d732")
 
 
 @pytest.mark.parametrize("tab", ["histograms", "distributions"])
-def test_weights_are_named_by_layer(page, logs, tab):
-    page.open(tab, *LAYERS, logs[1].name)
+def test_weights_are_named_by_layer_and_shown_of_every_run(page, trainings, tab):
+    page.open(tab, *LAYERS, *(training.folder.name for training in trainings))
+    if tab == "histograms":
+        count = (
+            "return findAll(document.body, 'vz-histogram-timeseries').slice(0, 4).map(chart =>"
+            "chart.shadowRoot.querySelectorAll('.histogram').length)"
+        )
+        page.wait(lambda: page.run(count) == [3, 2, 3, 2], "not a histogram for each run")
 
 
-def test_text_shows_the_quatrains_as_verse(page, logs):
-    verse = logs[4].strip().split("\n\n")[-5].split("\n")
-    assert 2 <= len(verse) <= 4
-    page.open("text", "quatrain 1", *verse)
+def test_text_shows_the_quatrains_of_every_run_as_verse(page, trainings):
+    expected = []
+    for training in trainings:
+        runs = re.split(r"\nRun \d+\n", training.printed)[1:]
+        verses = [" ".join(run.split("\n\n")[1].split()) for run in runs]
+        steps = [f"step {end} {verse}" for end, verse in zip(training.ends(), verses, strict=True)]
+        heading = f"{training.folder.name} tag: quatrain 1"
+        expected.append(" ".join([heading, *reversed(steps)]))
+    page.open("text", *expected)
 
 
-def test_projector_finds_a_word_and_its_neighbours(page, logs):
-    page.open("projector", "Points: 5392", "Dimension: 50", ", run 1", ", run 2")
+def test_projector_lists_the_trainings_and_finds_a_words_neighbours(page, trainings):
+    names = " ".join(training.folder.name for training in trainings)
+    page.open("projector", "Points: 5392", "Dimension: 50", f"2 runs found {names} 1 tensor found")
     page.run(
-        "const input = find(document.body, '#search-box').shadowRoot.querySelector('paper-input');"
+        "const box = findAll(document.body, '#search-box')[0].shadowRoot;"
+        "const input = box.querySelector('paper-input');"
         "input.value = 'king'; input.dispatchEvent(new Event('input'));"
     )
     page.wait(lambda: page.shows("(click to apply): king kingdom"), "king is not found")
     page.run(
-        "find(document.body, 'vz-projector-inspector-panel').shadowRoot"
+        "findAll(document.body, 'vz-projector-inspector-panel')[0].shadowRoot"
         ".querySelector('.matches-list .label').click()"
     )
-    known = set(quatrains.load_corpus(CORPUS).words)
+    known = {*quatrains.index_corpus(quatrains.read_corpus(CORPUS)).words}
     heading = "Nearest points in the original space:"
     page.wait(
         lambda: len(known & set(page.shows().split(heading)[1].split()[:40])) > 10,
@@ -278,5 +362,18 @@ def test_projector_finds_a_word_and_its_neighbours(page, logs):
     page.picture("projector")
 
 
-def test_hparams_has_a_row_for_each_training(page, logs):
-    page.open("hparams", logs[1].name, logs[2].name, "gru_dim", "val_loss", "val_acc")
+def test_hparams_shows_what_changes_and_what_came_of_it(page, trainings):
+    rows = []
+    for training in trainings:
+        values = [training.units, 0.003, 0.5, 0.02, 4]
+        for name in ("loss", "acc"):
+            values.append([*read_curve(training.folder, f"best/val_{name}").values()][-1])
+        for name in ("loss", "acc"):
+            values.append([*read_curve(training.folder / "validation", name).values()][-1])
+        rows.append(" ".join([training.folder.name, *(f"{value:#.5g}" for value in values)]))
+    page.driver.set_window_size(1900, 700)
+    page.open(
+        "hparams",
+        "Trial ID Show Metrics gru_dim learning_rate dropout regularization phrase_len "
+        f"best val_loss best val_acc val_loss val_acc {' '.join(rows)} ",
+    )

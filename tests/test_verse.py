@@ -1,7 +1,7 @@
 """Restoring what was drawn to verse."""
 
 import quatrains
-from quatrains import Spelling, break_lines, format_quatrain, learn_spelling
+from quatrains import break_lines, format_quatrain, learn_spelling
 
 QUATRAINS = [
     "The king of Rome, Mars,\nNear the river Po. The snake",
@@ -10,17 +10,18 @@ QUATRAINS = [
 
 
 def test_capitals_are_learnt_only_where_they_mean_something():
-    spelling = learn_spelling(QUATRAINS)
-    assert spelling.capitals == {"rome": "Rome", "mars": "Mars", "po": "Po", "pau": "PAU"}
+    capitals, _ = learn_spelling(QUATRAINS)
+    assert capitals == {"rome": "Rome", "mars": "Mars", "po": "Po", "pau": "PAU"}
 
 
 def test_the_usual_form_wins():
-    spelling = learn_spelling(["a Moon, a moon, a moon", "the Sun the Sun the sun"])
-    assert spelling.capitals == {"sun": "Sun"}
+    capitals, _ = learn_spelling(["a Moon, a moon, a moon", "the Sun the Sun the sun"])
+    assert capitals == {"sun": "Sun"}
 
 
 def test_line_ends_are_those_of_the_corpus():
-    assert learn_spelling(QUATRAINS).line_ends == {",", "snake", "of", "!"}
+    _, line_ends = learn_spelling(QUATRAINS)
+    assert line_ends == {",", "snake", "of", "!"}
 
 
 def test_a_quatrain_of_the_corpus_comes_back_as_it_was():
@@ -31,13 +32,13 @@ def test_a_quatrain_of_the_corpus_comes_back_as_it_was():
         "Malta shudders and the isles about it lie empty."
     ]
     spelling = learn_spelling([*texts, "near Malta"])
-    assert format_quatrain(quatrains.tokenize(texts[0]), spelling) == texts[0]
+    assert format_quatrain(quatrains.tokenize(texts[0]), *spelling) == texts[0]
 
 
 def test_sentences_lines_and_names_get_capitals():
     tokens = "the king dies in rome ! who knows ? pau shall fall , and mars rules all .".split()
-    spelling = Spelling({"rome": "Rome", "mars": "Mars", "pau": "PAU"}, set())
-    formatted = format_quatrain(tokens, spelling)
+    capitals = {"rome": "Rome", "mars": "Mars", "pau": "PAU"}
+    formatted = format_quatrain(tokens, capitals, set())
     assert formatted.count("\n") == 3
     assert " ".join(formatted.split()).lower() == (
         "the king dies in rome! who knows? pau shall fall, and mars rules all."
