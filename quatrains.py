@@ -150,8 +150,7 @@ class InputError(Exception):
 def read_settings(defaults: Mapping[str, Any], arguments: list[str]) -> tuple[Settings, list[str]]:
     """Merge the settings of the file with those of the command line, and check every one.
 
-    Returns them, and the names of those that the command line gave. Raises InputError for an
-    unknown, ill-typed or illegal setting, from either side."""
+    Returns them, and the names that the command line gave. InputError says what is illegal."""
 
     def refuse(message: str) -> NoReturn:
         raise InputError(f"{message}; --help lists all settings")
@@ -418,8 +417,7 @@ def read_glove(path: Path, words: Sequence[str], dim: int) -> dict[int, np.ndarr
     except DAMAGED as error:
         told = f"GloVe file {path} cannot be used ({error})"
         raise InputError(f'{told}: set glove to another file or "none", or embedding_dim') from None
-    found.pop(None, None)
-    return found
+    return {index: vector for index, vector in found.items() if index is not None}
 
 
 # ==== TensorFlow and its device ====
@@ -443,8 +441,8 @@ def load_tensorflow(use_gpu: bool) -> str:
     if not (IN_SESSION or sys.stdout.isatty()):
         keras.config.disable_interactive_logging()  # Keras's progress bars would fill a file.
     if use_gpu and not gpus:
-        driver = ctypes.util.find_library("cuda")
-        lacks = 'libraries: pip install "tensorflow[and-cuda]"' if driver else "NVIDIA's driver"
+        lacks = 'libraries: pip install "tensorflow[and-cuda]"'
+        lacks = lacks if ctypes.util.find_library("cuda") else "NVIDIA's driver"
         lacks = lacks if tf.test.is_built_with_cuda() else "CUDA, as tensorflow-cpu does"
         told = f"use_gpu = True, but TensorFlow sees no GPU, for it lacks {lacks}"
         raise InputError(f"{told}; mend that, or set use_gpu = False")
@@ -452,13 +450,15 @@ def load_tensorflow(use_gpu: bool) -> str:
         # Or TensorFlow takes the whole card. It refuses once the card is in use: then it is set.
         with contextlib.suppress(RuntimeError):
             tf.config.experimental.set_memory_growth(gpu, True)
+    # For loading: layers, losses and the like that a user has written stand in this file.
+    ours = {name: value for name, value in globals().items() if callable(value)}
+    keras.saving.get_custom_objects().update(ours)
     return "/gpu:0" if use_gpu else "/cpu:0"
 
 
 @contextlib.contextmanager
 def quiet_stderr() -> Iterator[None]:
     """Drop what TensorFlow writes to standard error while imported, which no setting silences."""
-    sys.stderr.flush()
     before, void = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(void, 2)
     try:
@@ -511,13 +511,17 @@ def build_model(embeddings: np.ndarray, phrase_len: int, settings: Settings) -> 
 
 def check_model(model: keras.Model, words: int, phrase_len: int) -> None:
     """Try a model on two phrases; raise ValueError when it is not what `build_model` promises."""
+    if not model.compiled:
+        raise ValueError("it is not compiled")
+    # A checkpoint of what Keras cannot make anew, such as a Lambda, could be written but not read.
+    type(model).from_config(model.get_config())
     targets = np.zeros((2, 1), np.int32)
     predicted = model(np.zeros((2, phrase_len), np.int32))
     if tuple(predicted.shape) != (2, words) or np.min(predicted) < 0:
         found = f"{tuple(predicted.shape)} numbers from {np.min(predicted):.3g}"
         raise ValueError(f"two phrases give {found}, not {(2, words)} probabilities")
     model.compute_loss(None, targets, predicted, np.ones(2, np.float32))
-    model.compute_metrics(None, targets, predicted)
+    sum(map(float, model.compute_metrics(None, targets, predicted).values()))
 
 
 # ==== Dropout: Keras's masks, drawn as XLA can draw them fast ====
@@ -535,7 +539,8 @@ def hash_dropout(values: tf.Tensor, rate: float, seed: Any, noise_shape: Any = N
             bits *= np.uint32(factor)
         return bits
 
-    shape = values.shape if noise_shape is None else tf.get_static_value(noise_shape)
+    sides = values.shape if noise_shape is None else tf.get_static_value(noise_shape)
+    shape = [tf.get_static_value(n) or size for n, size in zip(sides, values.shape, strict=True)]
     size = int(np.prod(shape))
     seed = tf.cast(seed, tf.uint32)
     key = mix(tf.bitwise.bitwise_xor(seed[0], mix(seed[1] + np.uint32(0x9E3779B9))))
@@ -798,9 +803,7 @@ class Prophet:
         seed: int | None = None,
         max_quote: int = 0,
     ) -> list[Quatrain]:
-        """Write quatrains; the parameters are as the settings of these names.
-
-        Raises InputError for illegal ones, and for opening words that the corpus never uses."""
+        """Write quatrains; the parameters are and are checked as the settings of these names."""
         check_setting("generate", count)
         for name in ("temperature", "top_k", "opening", "seed", "max_quote"):
             check_setting(name, locals()[name])
@@ -943,7 +946,6 @@ def log_embedding(folder: Path, model: keras.Model, words: Sequence[str]) -> Non
 
 # ==== Checkpoint: all that a training needs to go on, in one file ====
 
-# The way out where a checkpoint will not do.
 AFRESH = "train without resume and generate, or set logs to another folder"
 
 
@@ -959,8 +961,7 @@ class Checkpoint(NamedTuple):
 
 
 def save_checkpoint(path: Path, model: keras.Model, checkpoint: Checkpoint) -> None:
-    """Write what Keras saves, with one member more, so that a crash at any instant leaves the
-    checkpoint before or this one, whole."""
+    """Write what Keras saves, and what it lacks, so that no crash leaves a checkpoint in parts."""
     for dead in path.parent.glob("unfinished-*.keras"):
         dead.unlink()
     new = path.with_name(f"unfinished-{os.getpid()}.keras")
@@ -1017,10 +1018,8 @@ def read_checkpoint(path: Path) -> tuple[Checkpoint, Corpus]:
 
 def load_model(path: Path, words: int, phrase_len: int) -> keras.Model:
     """Load the model of a checkpoint with its optimizer; raise InputError where it is broken."""
-    # Layers, losses and the like that a user has written stand in this file.
-    ours = {name: value for name, value in globals().items() if callable(value)}
     with refusing(path):
-        model = keras.models.load_model(path, custom_objects=ours)
+        model = keras.models.load_model(path)
         check_model(model, words, phrase_len)
         return model
 
@@ -1079,8 +1078,9 @@ def run_training(settings: Settings, given: list[str], stack: contextlib.ExitSta
         model = build_model(embeddings, settings.phrase_len, settings)
         try:
             check_model(model, len(corpus.words), settings.phrase_len)
-        except (ValueError, TypeError, AttributeError, tf.errors.OpError) as error:
-            raise InputError(f"build_model: {error}; see what it is to return") from None
+        except Exception as error:
+            told = " ".join(str(error).split())
+            raise InputError(f"build_model: {told}; see what it is to return") from None
         path = make_folder(Path(settings.logs)) / "checkpoint.keras"
         stack.enter_context(locked(path.parent))
     prophet = Prophet(model, corpus, settings.phrase_len, settings.max_words)

@@ -54,6 +54,9 @@ EDITS = {
         OPTIMIZER: "keras.optimizers.AdamW(keras.optimizers.schedules.CosineDecay(0.01, 60))"
     },
 }
+# Tried only with --long, for each takes half a minute.
+RARER = ("both directions", "a functional model", "another initializer", "a loop")
+RARER += ("a spatial dropout", "AdamW with a schedule")
 # Edits after which the figures are what they were.
 SAME = ("one more metric", "a functional model", "a loop")
 
@@ -156,7 +159,10 @@ def unedited(tmp_path_factory):
     return train_edit(tmp_path_factory.mktemp("unedited"), {})[1]
 
 
-@pytest.mark.parametrize("name", EDITS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.long] * (name in RARER)) for name in EDITS],
+)
 def test_an_edit_is_trained_validated_resumed_and_written_with(unedited, tmp_path, name):
     module, (first, second) = train_edit(tmp_path, EDITS[name])
     if name in SAME:

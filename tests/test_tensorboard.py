@@ -371,7 +371,7 @@ def test_hparams_shows_what_changes_and_what_came_of_it(page, trainings):
         for name in ("loss", "acc"):
             values.append([*read_curve(training.folder / "validation", name).values()][-1])
         rows.append(" ".join([training.folder.name, *(f"{value:#.5g}" for value in values)]))
-    page.driver.set_window_size(1900, 700)
+    page.driver.set_window_size(2080, 700)
     page.open(
         "hparams",
         "Trial ID Show Metrics gru_dim learning_rate dropout regularization phrase_len "
