@@ -239,7 +239,7 @@ BREAK = "<BREAK>"
 PUNCTUATION = ".,;!?"
 SENTENCE_ENDS = ".!?"
 # What the tokenizer of 2017 dropped, and typeset texts' quotation marks, dashes and dots.
-DROPPED = '"#$%&()*+/:<=>@[\\]^_{|}~`\xab\xbb\u2018\u2019\u201a\u201c\u201d\u201e\u2013\u2014\u2026'
+DROPPED = '"#$%&()*+/:<=>@[\\]^_{|}~`\xab\xbb\u2018\u201a\u201c\u201d\u201e\u2013\u2014\u2026'
 TOKEN = re.compile(rf"[{PUNCTUATION}]|[^\s{re.escape(PUNCTUATION + DROPPED)}]+")
 COMMENT = re.compile(r"^#.*\n?", re.MULTILINE)
 # A comment that starts a new count of the quatrains.
@@ -278,7 +278,7 @@ def clean(text: str) -> str:
     text = re.sub(r"[^\S\n]", " ", text.replace("\r\n", "\n").replace("\r", "\n"))
     # The joiners cannot be seen either, but some scripts are spelt with them.
     text = "".join(c for c in text if c.isprintable() or c in "\n\u200c\u200d")
-    return re.sub(r"(?<=\w)\u2019(?=\w)", "'", normalize("NFC", text))
+    return re.sub(r"(?<!\w)\u2019|\u2019(?!\w)", "", normalize("NFC", text))
 
 
 def split_quatrains(text: str) -> list[tuple[str, str]]:
