@@ -4,10 +4,12 @@ import contextlib
 import importlib.util
 import io
 import itertools
+import os
 import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -84,8 +86,13 @@ def load_edit(path, number=itertools.count()):  # noqa: B008
 def run_edit(module, folder, **settings):
     """Run the main function of an edit in a folder; return its status and what it printed."""
     out, err = io.StringIO(), io.StringIO()
-    with contextlib.chdir(folder), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        status = module.main(arguments(**settings))
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            status = module.main(arguments(**settings))
+    finally:
+        os.chdir(before)
     return status, out.getvalue(), err.getvalue()
 
 
