@@ -438,7 +438,7 @@ def load_tensorflow(use_gpu: bool) -> str:
         gpus = tf.config.list_physical_devices("GPU")
     tf.get_logger().setLevel("ERROR" if silent else "INFO")
     keras.config.set_floatx("float32")  # Whatever ~/.keras says.
-    if not (IN_SESSION or sys.stdout.isatty()):
+    if not (IN_SESSION or os.isatty(1)):
         keras.config.disable_interactive_logging()  # Keras's progress bars would fill a file.
     if use_gpu and not gpus:
         lacks = 'libraries: pip install "tensorflow[and-cuda]"'
@@ -1188,8 +1188,8 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    if not IN_SESSION:  # Which has its own way to interrupt.
-        sys.stdout.reconfigure(errors="replace")  # Letters that the terminal lacks.
+    if not IN_SESSION:
+        sys.stdout and sys.stdout.reconfigure(errors="replace")  # Letters that a terminal lacks.
         for each in (signal.SIGINT, signal.SIGTERM):
             if signal.getsignal(each) != signal.SIG_IGN:
                 signal.signal(each, stop)
