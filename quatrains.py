@@ -15,9 +15,8 @@
     python quatrains.py --help                   every setting, with its default
     tensorboard --port 8080 --logdir=logs        watch it
 
-A port to TensorFlow and Keras 3 of a system published in 2017. It is told in the order in which
-things happen: settings, command line, packages, corpus, samples, GloVe, device, model, dropout,
-training, sampling, verse, writing, logs, checkpoint, main. To change the model, edit `build_model`.
+A port to TensorFlow and Keras 3 of a system published in 2017, told in the order in which things
+happen. To change the model, edit `build_model`.
 """
 
 from __future__ import annotations
@@ -26,8 +25,7 @@ import contextlib
 import signal
 import sys
 
-# In a notebook and its like.
-IN_SESSION = "ipykernel" in sys.modules
+IN_SESSION = "ipykernel" in sys.modules  # In a notebook and its like.
 if __name__ == "__main__" and not IN_SESSION and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Until `main` knows better: imports take a while.
 
@@ -48,6 +46,7 @@ import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from types import SimpleNamespace as Settings
@@ -63,6 +62,9 @@ with contextlib.suppress(ModuleNotFoundError):  # `require_packages` binds it, o
 
 # True trains on /gpu:0, False on /cpu:0.
 use_gpu = False
+# "2017" trains as published. "verse" also learns how quatrains open, where their lines end and how
+# long they are: what RECIPES, below, has for it stands in the place of settings here.
+recipe = "2017"
 
 # Numbers in the vector of a word. GloVe comes in 50, 100, 200 and 300; without it, any size does.
 embedding_dim = 300
@@ -72,8 +74,18 @@ gru_dim = 128
 dropout = 0.5
 # L2 penalty on the GRU's weights, which the losses include. More makes the output tamer.
 regularization = 0.02
+# Part of the GRU's output that a step hides from the dense layer.
+dense_dropout = 0.0
+# Share of each target that training spreads over all words, lest the model be too sure of any.
+label_smoothing = 0.0
 # Tokens that the model sees before it guesses the next one.
 phrase_len = 4
+# True fills phrases up with breaks, so that a quatrain's first words are learnt as well.
+padding = False
+# True makes the ends of a quatrain's first, second, ... line tokens, so that lines are learnt.
+line_tokens = False
+# True weighs a sample by the square root of its target's count, False all alike.
+weighted = True
 
 # Samples a training step.
 batch_size = 512
@@ -90,7 +102,7 @@ seed = None
 
 # Quatrains written after each run.
 quatrains_per_run = 5
-# Most words of a quatrain; punctuation counts.
+# Most words of a quatrain; punctuation counts, ends of lines do not.
 max_words = 32
 # True prints the bare tokens, a quatrain a line; False restores lines, capitals and spacing.
 raw = False
@@ -114,30 +126,45 @@ glove = "auto"
 # an earlier training, or write from it, name its own.
 logs = "logs"
 
+# What a recipe sets; only the command line wins over it. A table more is a recipe more.
+RECIPES = {
+    "2017": {},
+    "verse": {
+        "regularization": 0.0,
+        "dense_dropout": 0.5,
+        "label_smoothing": 0.1,
+        "phrase_len": 16,
+        "padding": True,
+        "line_tokens": True,
+        "weighted": False,
+        "max_words": 64,
+    },
+}
+
 # Type, least and most (where no memory would do, or no sense is left); of texts, their letters.
 SETTINGS = {
     **dict.fromkeys(("use_gpu", "resume", "raw"), (bool, 0, 1)),
+    **dict.fromkeys(("padding", "line_tokens", "weighted"), (bool, 0, 1)),
     **dict.fromkeys(("embedding_dim", "gru_dim", "quatrains_per_run"), (int, 1, 10_000)),
     **dict.fromkeys(("phrase_len", "max_words"), (int, 1, 1_000)),
     **dict.fromkeys(("batch_size", "runs", "epochs_per_run"), (int, 1, 1_000_000)),
     **dict.fromkeys(("top_k", "max_quote", "generate"), (int, 0, 1_000_000)),
-    **dict.fromkeys(("corpus", "glove", "logs"), (str, 1, 1_000)),
+    **dict.fromkeys(("dropout", "dense_dropout", "label_smoothing"), (float, 0, 0.99)),
+    **dict.fromkeys(("recipe", "corpus", "glove", "logs"), (str, 1, 1_000)),
     "opening": (str, 0, 10_000),
     "seed": (int, 0, 2**32 - 1),
-    "dropout": (float, 0, 0.99),
     "regularization": (float, 0, 1e9),
     "learning_rate": (float, 1e-9, 1e9),
     "temperature": (float, 0.01, 100),
 }
 # What makes a training what it is, and stays as it is when it is resumed.
 FIXED = (
-    *("gru_dim", "learning_rate", "dropout", "regularization", "phrase_len", "embedding_dim"),
+    *("recipe", "gru_dim", "learning_rate", "dropout", "regularization", "phrase_len"),
+    *("dense_dropout", "label_smoothing", "padding", "line_tokens", "weighted", "embedding_dim"),
     *("batch_size", "epochs_per_run", "seed", "glove", "corpus"),
 )
-# Settings that `Prophet.write` takes.
-WRITING = ("temperature", "top_k", "opening", "seed", "max_quote")
-# Prints at once, also into a pipe or a file.
-say = functools.partial(print, flush=True)
+WRITING = ("temperature", "top_k", "opening", "seed", "max_quote")  # What `Prophet.write` takes.
+say = functools.partial(print, flush=True)  # At once, also into a pipe or a file.
 
 
 class InputError(Exception):
@@ -147,10 +174,9 @@ class InputError(Exception):
 # ==== Command line ====
 
 
-def read_settings(defaults: Mapping[str, Any], arguments: list[str]) -> tuple[Settings, list[str]]:
-    """Merge the settings of the file with those of the command line, and check every one.
-
-    Returns them, and the names that the command line gave. InputError says what is illegal."""
+def read_settings(defaults: Mapping[str, Any], arguments: list[str]) -> tuple[Settings, dict]:
+    """Merge the file's settings with the command line's; InputError says what is illegal. Returns
+    them, for `apply_recipe`, and those that the command line gave."""
 
     def refuse(message: str) -> NoReturn:
         raise InputError(f"{message}; --help lists all settings")
@@ -165,7 +191,8 @@ def read_settings(defaults: Mapping[str, Any], arguments: list[str]) -> tuple[Se
     comments = re.findall(r"((?:^# .*\n)+)^(\w+) = ", text, re.MULTILINE)
     meanings = {name: re.sub(r"\s*^# ", " ", told, flags=re.M) for told, name in comments}
     for name, value in values.items():
-        told = f"{meanings.get(name)} ({describe_legal(name)}; default: {value})"
+        ways = (f"; {recipe}: {table[name]}" for recipe, table in RECIPES.items() if name in table)
+        told = f"{meanings.get(name)} ({describe_legal(name)}; default: {value}{''.join(ways)})"
         how = {"help": told.replace("%", "%%"), "default": None, "metavar": "VALUE"}
         if SETTINGS[name][0] is bool:
             how |= {"action": argparse.BooleanOptionalAction, "metavar": None}
@@ -177,15 +204,29 @@ def read_settings(defaults: Mapping[str, Any], arguments: list[str]) -> tuple[Se
         with contextlib.suppress(ValueError):  # What is no number is refused below.
             values[name] = SETTINGS[name][0](text)
     settings = Settings(**{name: check_setting(name, values[name]) for name in values})
+    return settings, {name: vars(settings)[name] for name in given}
+
+
+def apply_recipe(settings: Settings, given: Mapping[str, Any], recipe: str) -> Settings:
+    """Put a recipe's settings in the place of the file's, but not of those given otherwise."""
+    if given.get("recipe", recipe) != recipe:
+        told = f"what is in logs {settings.logs} was trained with recipe {recipe!r}"
+        raise InputError(f"{told}: leave recipe out, or set logs to another training's own folder")
+    for name in RECIPES[recipe].keys() - SETTINGS.keys():
+        raise InputError(f"RECIPES has {name} for {recipe!r}, which is no setting: take it out")
+    table = {name: check_setting(name, value) for name, value in RECIPES[recipe].items()}
+    settings = Settings(**{**vars(settings), **table, **given, "recipe": recipe})
     if settings.glove == "auto" and settings.embedding_dim not in GLOVE_DIMS:
         told = f"embedding_dim = {settings.embedding_dim} will not do for GloVe"
         raise InputError(f'{told}: choose one of {GLOVE_DIMS}, or set glove = "none"')
-    return settings, [*given]
+    return settings
 
 
 def describe_legal(name: str) -> str:
     """Say what a setting may be."""
     kind, low, high = SETTINGS[name]
+    if name == "recipe":
+        return " or ".join(map(repr, RECIPES))
     if kind in (bool, str):
         return "True or False" if kind is bool else "a text" + " of at least one letter" * low
     return f"a {'whole ' * (kind is int)}number from {low} to {high}"
@@ -199,7 +240,8 @@ def check_setting(name: str, value: Any) -> Any:
     if kind is float and type(value) is int:
         value = float(value)
     size = len(value) if type(value) is str else value
-    if type(value) is kind and low <= size <= high and "\0" not in str(value):
+    legal = name != "recipe" or value in [*RECIPES]
+    if legal and type(value) is kind and low <= size <= high and "\0" not in str(value):
         return value
     raise InputError(f"{name} = {value!r} will not do: it must be {describe_legal(name)}")
 
@@ -236,10 +278,12 @@ def require_packages(use_gpu: bool) -> None:
 # ==== Corpus: quatrains, tokens, vocabulary ====
 
 BREAK = "<BREAK>"
+LINE_END = "<LINE{}>"  # Of the line of this number. Words cannot look like that: see DROPPED.
 PUNCTUATION = ".,;!?"
 SENTENCE_ENDS = ".!?"
 # What the tokenizer of 2017 dropped, and typeset texts' quotation marks, dashes and dots.
 DROPPED = '"#$%&()*+/:<=>@[\\]^_{|}~`\xab\xbb\u2018\u201a\u201c\u201d\u201e\u2013\u2014\u2026'
+WORD = re.compile(f"[^<{PUNCTUATION}]")  # Matches no token that is punctuation or ends a line.
 TOKEN = re.compile(rf"[{PUNCTUATION}]|[^\s{re.escape(PUNCTUATION + DROPPED)}]+")
 COMMENT = re.compile(r"^#.*\n?", re.MULTILINE)
 # A comment that starts a new count of the quatrains.
@@ -272,9 +316,8 @@ def read_corpus(path: Path) -> list[tuple[str, str]]:
 
 
 def clean(text: str) -> str:
-    """Bring a text to one spelling, NFC, and drop what cannot be seen.
-
-    A U+2019 between letters is an apostrophe, elsewhere a quotation mark."""
+    """Bring a text to one spelling, NFC, and drop what cannot be seen. A U+2019 between letters is
+    an apostrophe, elsewhere a quotation mark."""
     text = re.sub(r"[^\S\n]", " ", text.replace("\r\n", "\n").replace("\r", "\n"))
     # The joiners cannot be seen either, but some scripts are spelt with them.
     text = "".join(c for c in text if c.isprintable() or c in "\n\u200c\u200d")
@@ -294,15 +337,20 @@ def split_quatrains(text: str) -> list[tuple[str, str]]:
     return quatrains
 
 
-def tokenize(text: str) -> list[str]:
-    """Split a cleaned text into lower-case tokens, `. , ; ! ?` being tokens of their own."""
-    return [word.lower() for word in TOKEN.findall(text)]
+def tokenize(text: str, line_tokens: bool = False) -> list[str]:
+    """Split a cleaned text into lower-case tokens, `. , ; ! ?` being tokens of their own, and with
+    `line_tokens` also the ends of all lines but the last, by their number."""
+    lines = [[word.lower() for word in TOKEN.findall(line)] for line in text.split("\n")]
+    lines = [*filter(None, lines)]
+    for number, line in enumerate(lines[:-1] if line_tokens else [], 1):
+        line.append(LINE_END.format(number))
+    return [*itertools.chain.from_iterable(lines)]
 
 
-def index_corpus(quatrains: Iterable[tuple[str, str]]) -> Corpus:
+def index_corpus(quatrains: Iterable[tuple[str, str]], line_tokens: bool = False) -> Corpus:
     """Number the words by falling frequency, from 1; 0 is the break, which counts once (int64)."""
     numbers, texts = map(list, zip(*quatrains, strict=True))
-    tokens = [tokenize(text) for text in texts]
+    tokens = [tokenize(text, line_tokens) for text in texts]
     ranked = Counter(itertools.chain.from_iterable(tokens)).most_common()
     words, counts = zip((BREAK, 1), *ranked, strict=True)
     return Corpus(numbers, texts, tokens, list(words), np.array(counts))
@@ -310,35 +358,33 @@ def index_corpus(quatrains: Iterable[tuple[str, str]]) -> Corpus:
 
 # ==== Samples: what the model is shown, and what it should answer ====
 
-# Phrases (int32, samples x phrase_len), the next words (int32, samples), their weights (float32).
-Samples = tuple["np.ndarray", "np.ndarray", "np.ndarray"]
 
-
-def cut_phrases(corpus: Corpus, phrase_len: int) -> tuple[np.ndarray, np.ndarray]:
+def cut_phrases(corpus: Corpus, phrase_len: int, padding: bool = False) -> tuple[np.ndarray, ...]:
     """Cut every window of `phrase_len` tokens that has a token after it, of each quatrain.
-
-    Breaks stand around a quatrain, so that n words give n + 2 - phrase_len windows. Returns them
+    A break stands before and after it, so that n tokens give n + 2 - phrase_len windows; with
+    `padding` a phrase of breaks stands before it, so that they give n + 1. Returns the windows
     (int32, samples x phrase_len) and the tokens after them (int32, samples)."""
     index = {word: number for number, word in enumerate(corpus.words)}
     windows = [np.empty((0, phrase_len + 1), np.int32)]
     for tokens in corpus.tokens:
-        row = np.array([0, *map(index.__getitem__, tokens), 0], np.int32)
+        before = [0] * (phrase_len if padding else 1)
+        row = np.array([*before, *map(index.__getitem__, tokens), 0], np.int32)
         if len(row) > phrase_len:
             windows.append(np.lib.stride_tricks.sliding_window_view(row, phrase_len + 1))
     joined = np.concatenate(windows)
     return joined[:, :-1], joined[:, -1]
 
 
-def make_samples(corpus: Corpus, phrase_len: int, rng: Generator) -> list[Samples]:
+def make_samples(corpus: Corpus, settings: Settings, rng: Generator) -> list[tuple]:
     """Cut a corpus into samples, shuffle them, and part 95 % to train on from 5 % to validate with.
-
-    One weighs the square root of its target's count; validation does not look at weights. Raises
-    InputError when there are so few samples that 5 % is less than one."""
-    phrases, targets = cut_phrases(corpus, phrase_len)
+    Returns phrases (int32, samples x phrase_len), targets (int32) and weights (float32, the square
+    root of the target's count, or 1) of both; InputError when 5 % would be less than one."""
+    phrases, targets = cut_phrases(corpus, settings.phrase_len, settings.padding)
     if len(targets) < 20:
         told = f"the corpus gives {len(targets)} samples, too few to keep 5 % for validation"
-        raise InputError(f"{told}: set corpus to a longer text, or phrase_len below {phrase_len}")
-    weights = np.sqrt(corpus.counts[targets]).astype(np.float32)
+        raise InputError(f"{told}: set corpus to a longer text, or lower phrase_len")
+    counts = corpus.counts[targets] if settings.weighted else np.ones(len(targets))
+    weights = np.sqrt(counts).astype(np.float32)
     parts = np.split(rng.permutation(len(targets)), [int(0.95 * len(targets))])
     return [(phrases[part], targets[part], weights[part]) for part in parts]
 
@@ -348,8 +394,7 @@ def make_samples(corpus: Corpus, phrase_len: int, rng: Generator) -> list[Sample
 GLOVE_DIMS = (50, 100, 200, 300)
 GLOVE_URL = "https://nlp.stanford.edu/data/glove.6B.zip"
 GLOVE_SHA256 = "617afb2fe6cbd085c235baf7a465b96f4112bd7f7ccb2b2cbd649fed9cbcf2fb"
-# Seconds without a byte after which the download is given up.
-GLOVE_TIMEOUT = 20
+GLOVE_TIMEOUT = 20  # Seconds without a byte after which the download is given up.
 # What files raise that are not what they are taken for: not text, cut, encrypted, damaged.
 DAMAGED = (OSError, ValueError, LookupError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
@@ -391,10 +436,9 @@ def fetch_glove() -> Path | None:
 
 
 def read_glove(path: Path, words: Sequence[str], dim: int) -> dict[int, np.ndarray]:
-    """Read the vectors (float32, dim) of words out of a GloVe file, by the index of the word.
-
-    It is a text, or a zip with one for `dim` dimensions, whose lines are a word and `dim` numbers,
-    separated by single spaces. Raises InputError when what is looked at is not that."""
+    """Read the vectors (float32, dim) of words out of a GloVe file, by the index of the word: a
+    text, or a zip with one for `dim` dimensions, whose lines are a word and `dim` numbers with
+    single spaces between. Raises InputError when what is looked at is not that."""
     wanted = {word.encode(): index for index, word in enumerate(words)}
     found = {}
     try:
@@ -424,10 +468,8 @@ def read_glove(path: Path, words: Sequence[str], dim: int) -> dict[int, np.ndarr
 
 
 def load_tensorflow(use_gpu: bool) -> str:
-    """Import TensorFlow and Keras for all that follows, and return the device, made ready.
-
-    It takes seconds, which --help need not cost. Raises InputError when a GPU is wanted and
-    TensorFlow sees none."""
+    """Import TensorFlow and Keras for all that follows, which takes seconds, and return the device,
+    made ready. Raises InputError when a GPU is wanted and TensorFlow sees none."""
     global keras, tf
     silent = os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3") == "3"
     os.environ["KERAS_BACKEND"] = "tensorflow"
@@ -459,14 +501,14 @@ def load_tensorflow(use_gpu: bool) -> str:
 @contextlib.contextmanager
 def quiet_stderr() -> Iterator[None]:
     """Drop what TensorFlow writes to standard error while imported, which no setting silences."""
-    before, void = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(void, 2)
+    before = os.dup(2)
+    with Path(os.devnull).open("w") as void:
+        os.dup2(void.fileno(), 2)
     try:
         yield
     finally:
         os.dup2(before, 2)
         os.close(before)
-        os.close(void)
 
 
 # ==== The model: all of it stands here; edit it, and everything follows ====
@@ -474,7 +516,6 @@ def quiet_stderr() -> Iterator[None]:
 
 def build_model(embeddings: np.ndarray, phrase_len: int, settings: Settings) -> keras.Model:
     """Build and compile the model of 2017: Embedding -> GRU -> Dense softmax.
-
     Takes the embedding to start from (words x dim). Any Keras model will do that maps phrases
     (int32, batch x phrase_len) to the probabilities of the next word (float32, batch x words); its
     loss and metrics are given targets as numbers of words (int32, batch x 1)."""
@@ -497,16 +538,38 @@ def build_model(embeddings: np.ndarray, phrase_len: int, settings: Settings) -> 
         ),
         keras.layers.Dense(words, activation="softmax", name="dense"),
     ]
+    if settings.dense_dropout:
+        layers.insert(-1, keras.layers.Dropout(settings.dense_dropout, name="dropout"))
+    share = settings.label_smoothing
     model = keras.Sequential(layers, name="quatrains")
     model.get_layer("embedding").set_weights([embeddings])
     model.compile(
         optimizer=keras.optimizers.RMSprop(settings.learning_rate),
-        loss="sparse_categorical_crossentropy",
-        # What SparseCategoricalAccuracy measures, without its argmax, which takes XLA 5 % longer.
-        metrics=[keras.metrics.SparseTopKCategoricalAccuracy(k=1, name="acc")],
+        loss=SmoothedCrossEntropy(share) if share else "sparse_categorical_crossentropy",
+        metrics=[
+            # What SparseCategoricalAccuracy measures, without its argmax, which is slow under XLA.
+            keras.metrics.SparseTopKCategoricalAccuracy(k=1, name="acc"),
+            # In nats a token; without what the loss adds to it: weights, L2, label smoothing.
+            keras.metrics.SparseCategoricalCrossentropy(name="cross_entropy"),
+        ],
         jit_compile=True,  # By itself Keras leaves XLA out on a CPU.
     )
     return model
+
+
+@dataclass
+class SmoothedCrossEntropy:
+    """Cross-entropy that spreads a `share` of each target evenly over all words (Szegedy et al.
+    2016), which Keras offers for one-hot targets only."""
+
+    share: float
+    get_config = asdict
+    from_config = classmethod(lambda cls, config: cls(**config))
+
+    def __call__(self, targets: tf.Tensor, predicted: tf.Tensor) -> tf.Tensor:
+        """Measure samples: numbers of words (batch x 1) by probabilities (batch x words)."""
+        labels = keras.ops.one_hot(targets[:, 0], predicted.shape[-1])
+        return keras.losses.categorical_crossentropy(labels, predicted, label_smoothing=self.share)
 
 
 def check_model(model: keras.Model, words: int, phrase_len: int) -> None:
@@ -528,10 +591,9 @@ def check_model(model: keras.Model, words: int, phrase_len: int) -> None:
 
 
 def hash_dropout(values: tf.Tensor, rate: float, seed: Any, noise_shape: Any = None) -> tf.Tensor:
-    """Do what tf.nn.experimental.stateless_dropout does, with other random bits.
-
-    Every element has 16 bits of a hash of its number and the seed (two ints), and is 0 where they
-    are below `rate`. The mixing is Chris Wellons's lowbias32; the bits have a test of their own."""
+    """Do what tf.nn.experimental.stateless_dropout does, with other random bits. Every element has
+    16 bits of a hash of its number and the seed (two ints), and is 0 where they are below `rate`.
+    The mixing is Chris Wellons's lowbias32; the bits have a test of their own."""
 
     def mix(bits: tf.Tensor) -> tf.Tensor:
         for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B), (16, 1)):
@@ -554,8 +616,7 @@ def hash_dropout(values: tf.Tensor, rate: float, seed: Any, noise_shape: Any = N
 
 @contextlib.contextmanager
 def hashed_dropouts() -> Iterator[None]:
-    """Have Keras's dropouts, which all call this one function, draw their masks by `hash_dropout`.
-
+    """Have Keras's dropouts, which all call this one function, draw their masks by `hash_dropout`:
     XLA draws TensorFlow's random numbers so slowly that an epoch would take three times as long."""
     theirs = tf.nn.experimental.stateless_dropout
     tf.nn.experimental.stateless_dropout = hash_dropout
@@ -567,16 +628,13 @@ def hashed_dropouts() -> Iterator[None]:
 
 # ==== Training ====
 
-# Steps that one call of the compiled graph takes. Each call copies the weights; more save nothing.
-STEPS_PER_CALL = 8
-# Seconds after which an epoch shows how far it is.
-PATIENCE = 3
+STEPS_PER_CALL = 8  # Of the compiled graph. Each call copies the weights; more save nothing.
+PATIENCE = 3  # Seconds after which an epoch shows how far it is.
 # AutoGraph is off in all graphs: it reads the source again, which may have been edited meanwhile.
 
 
-def build_epoch(model: keras.Model, train: Samples, check: Samples, batch_size: int) -> Callable:
+def build_epoch(model: keras.Model, train: tuple, check: tuple, batch_size: int) -> Callable:
     """Compile an epoch: show the model every training sample once, in a new order, and measure it.
-
     Returns a function that draws order and dropout from its generator, trains, and returns what
     the model's `compile` measures, and the same of validation as `val_...`."""
     train_steps, train_rest = compile_training(model, train)
@@ -613,9 +671,8 @@ def build_epoch(model: keras.Model, train: Samples, check: Samples, batch_size: 
     return epoch
 
 
-def compile_training(model: keras.Model, train: Samples) -> tuple[Callable, Callable]:
+def compile_training(model: keras.Model, train: tuple) -> tuple[Callable, Callable]:
     """Compile training steps, with XLA where the model's `compile` lets it.
-
     Returns a function for some steps, on the first `steps` of batches of sample numbers (int32,
     STEPS_PER_CALL x batch_size), and one for a single step, on a batch of another size."""
     data = [tf.constant(array) for array in (train[0], train[1][:, None], train[2])]
@@ -647,12 +704,12 @@ def compile_training(model: keras.Model, train: Samples) -> tuple[Callable, Call
 # ==== Sampling ====
 
 
-def build_sampler(model: keras.Model, phrase_len: int, max_words: int) -> Callable:
+def build_sampler(model: Any, phrase_len: int, max_words: int, free: Any = ()) -> Callable:
     """Compile the drawing of whole quatrains into one graph.
-
     Returns a function that draws `count` of them, each as the numbers of its words up to its break
-    or to `max_words`, from an opening on, before which an all-break phrase stands. A word is drawn
-    from the predicted distribution, all of it if `top_k` is 0, logits divided by `temperature`."""
+    or to `max_words`, in which those of `free` do not count, from an opening after an all-break
+    phrase. A word is drawn from all predicted, or the `top_k` likeliest, at a `temperature`."""
+    length = max_words + len(free)
 
     @tf.function(reduce_retracing=True, autograph=False)
     def sample(phrases: tf.Tensor, seed: tf.Tensor, temperature: float, top_k: int) -> tf.Tensor:
@@ -666,8 +723,12 @@ def build_sampler(model: keras.Model, phrase_len: int, max_words: int) -> Callab
             phrases = tf.concat([phrases[:, 1:], words], 1)
             return position + 1, phrases, rows.write(position, words[:, 0])
 
-        loop = (0, phrases, tf.TensorArray(tf.int32, max_words))
-        return tf.transpose(tf.while_loop(lambda i, *_: i < max_words, advance, loop)[2].stack())
+        loop = (0, phrases, tf.TensorArray(tf.int32, length))
+        return tf.transpose(tf.while_loop(lambda i, *_: i < length, advance, loop)[2].stack())
+
+    def cut(row: list[int]) -> list[int]:
+        counted = itertools.accumulate(number not in free for number in row)
+        return [number for number, words in zip(row, counted, strict=True) if words <= max_words]
 
     def draw(
         count: int, rng: Generator, opening: Any = (), temperature: float = 1, top_k: int = 0
@@ -675,11 +736,10 @@ def build_sampler(model: keras.Model, phrase_len: int, max_words: int) -> Callab
         phrase = np.array([*[0] * phrase_len, *opening][-phrase_len:], np.int32)
         rows = []
         while len(rows) < count:
-            # No more than a thousand at once, for the sake of memory.
-            phrases = np.tile(phrase, (min(1000, count - len(rows)), 1))
+            phrases = np.tile(phrase, (min(1000, count - len(rows)), 1))  # For memory's sake.
             seed = rng.integers(2**31, size=2, dtype=np.int32)
             rows += sample(phrases, seed, np.float32(temperature), top_k).numpy().tolist()
-        return [[*opening, *itertools.takewhile(bool, row)][:max_words] for row in rows]
+        return [cut([*opening, *itertools.takewhile(bool, row)]) for row in rows]
 
     return draw
 
@@ -688,9 +748,8 @@ def build_sampler(model: keras.Model, phrase_len: int, max_words: int) -> Callab
 
 
 def learn_spelling(quatrains: Iterable[str]) -> tuple[dict[str, str], set[str]]:
-    """Learn from texts which words they capitalize, and how, and which they end lines with.
-
-    A capital means something only where a word starts neither a line nor a sentence."""
+    """Learn from texts which words they capitalize, and how, and which they end lines with. A
+    capital means something only where a word starts neither a line nor a sentence."""
     forms: dict[str, Counter[str]] = {}
     line_ends = set()
     for line in itertools.chain.from_iterable(map(str.splitlines, quatrains)):
@@ -703,27 +762,29 @@ def learn_spelling(quatrains: Iterable[str]) -> tuple[dict[str, str], set[str]]:
     return {word: form for word, form in usual.items() if form != word}, line_ends
 
 
-def format_quatrain(tokens: Sequence[str], capitals: Mapping[str, str], line_ends: set[str]) -> str:
-    """Restore drawn tokens to verse: lines, capitals of sentences, lines and names, spacing."""
+def format_quatrain(parts: Iterable[Sequence[str]], capitals: Mapping[str, str]) -> str:
+    """Restore the tokens of lines to verse: capitals of sentences, lines and names, spacing."""
     lines, starts_sentence = [], True
-    for part in break_lines(tokens, line_ends):
+    for part in parts:
         line = ""
         for token in part:
-            word = token
-            if token not in PUNCTUATION:
-                word = capitals.get(token, token)
-                word = word[0].upper() + word[1:] if starts_sentence or not line else word
-                line += " " * bool(line)
-            line += word
+            word = capitals.get(token, token)
+            word = word[0].upper() + word[1:] if starts_sentence or not line else word
+            line += " " * (line != "" and token not in PUNCTUATION) + word
             starts_sentence = token in SENTENCE_ENDS
         lines.append(line)
     return "\n".join(lines)
 
 
-def break_lines(tokens: Sequence[str], line_ends: set[str]) -> list[Sequence[str]]:
-    """Part tokens into four lines of like length, or fewer where there are fewer words.
+def part_lines(tokens: Sequence[str]) -> list[Sequence[str]]:
+    """Part tokens into the lines whose ends were drawn."""
+    groups = itertools.groupby(tokens, lambda token: token[0] == "<")
+    return [[*group] for is_end, group in groups if not is_end]
 
-    None starts with punctuation; best is after a pause, or a word that ends lines in the corpus."""
+
+def break_lines(tokens: Sequence[str], line_ends: set[str]) -> list[Sequence[str]]:
+    """Part tokens into four lines of like length, or fewer where there are fewer words. None starts
+    with punctuation; best is after a pause, or a word that ends lines in the corpus."""
     ends = [0, *itertools.accumulate(len(token) + 1 for token in tokens)]
     cuts = [0]
     for quarter in (1, 2, 3):
@@ -740,13 +801,11 @@ def break_lines(tokens: Sequence[str], line_ends: set[str]) -> list[Sequence[str
 
 # ==== Writing: what a trained model is good for ====
 
-# How often a quatrain that quotes too much is drawn again.
-REDRAWS = 10
+REDRAWS = 10  # How often a quatrain that quotes too much is drawn again.
 
 
 class Quatrain(NamedTuple):
-    """A new quatrain, and the longest quote from the corpus in it, from the quatrain `source`.
-
+    """A new quatrain, and the longest quote from the corpus in it, from the quatrain `source`;
     `quoted` is how many words its first draw had quoted, before it was drawn again for that."""
 
     tokens: list[str]
@@ -788,11 +847,12 @@ class Prophet:
 
     def __init__(self, model: Any, corpus: Corpus, phrase_len: int, max_words: int = 32) -> None:
         self.model, self.corpus, self.max_words = model, corpus, max_words
-        self.spelling = learn_spelling(corpus.texts)
-        self.draw = build_sampler(model, phrase_len, max_words)
+        self.capitals, line_ends = learn_spelling(corpus.texts)
+        ends = {number for number, word in enumerate(corpus.words[1:], 1) if word[0] == "<"}
+        self.draw = build_sampler(model, phrase_len, max_words, ends)
+        self.part = part_lines if ends else functools.partial(break_lines, line_ends=line_ends)
         # For quotes, which are such whatever punctuation stands between their words.
-        bare = ([token for token in row if token not in PUNCTUATION] for row in corpus.tokens)
-        self.source = "\n".join(f" {' '.join(row)} " for row in bare)
+        self.source = "\n".join(f" {' '.join(filter(WORD.match, row))} " for row in corpus.tokens)
 
     def write(
         self,
@@ -805,7 +865,7 @@ class Prophet:
     ) -> list[Quatrain]:
         """Write quatrains; the parameters are and are checked as the settings of these names."""
         check_setting("generate", count)
-        for name in ("temperature", "top_k", "opening", "seed", "max_quote"):
+        for name in WRITING:
             check_setting(name, locals()[name])
         start = look_up(opening, self.corpus.words, self.max_words)
         given = (np.random.default_rng(seed), start, temperature, top_k)
@@ -819,20 +879,20 @@ class Prophet:
     def describe(self, row: Sequence[int]) -> Quatrain:
         """Turn the numbers of words into a quatrain."""
         tokens = [self.corpus.words[number] for number in row]
-        quote = longest_quote([t for t in tokens if t not in PUNCTUATION], self.source)
+        quote = longest_quote([*filter(WORD.match, tokens)], self.source)
         before = self.source.partition(f" {' '.join(quote)} ")[0]
         number = self.corpus.numbers[before.count("\n")] if quote else ""
-        return Quatrain(tokens, format_quatrain(tokens, *self.spelling), quote, number, len(quote))
+        verse = format_quatrain(self.part(tokens), self.capitals)
+        return Quatrain(tokens, verse, quote, number, len(quote))
 
 
 def report_quotes(written: Iterable[Quatrain], max_quote: int) -> str:
     """Say in a line which quote is the longest, and what was drawn again for quoting too much."""
-    longest = max(written, key=lambda quatrain: len(quatrain.quote))
-    words = f'{len(longest.quote)} words, "{" ".join(longest.quote)}" ({longest.source})'
-    line = f"Longest quote: {words if longest.quote else 'none'}."
-    again = sum(0 < max_quote < quatrain.quoted for quatrain in written)
+    *_, quote, source, _ = max(written, key=lambda quatrain: len(quatrain.quote))
+    line = f'Longest quote: {len(quote)} words, "{" ".join(quote)}" ({source}).'
+    line = line if quote else "Longest quote: none."
     left = sum(0 < max_quote < len(quatrain.quote) for quatrain in written)
-    if again:
+    if again := sum(0 < max_quote < quatrain.quoted for quatrain in written):
         end = f", {left} of them {REDRAWS} times in vain." if left else "."
         line += f" {again} quoted more than {max_quote} words and were drawn again{end}"
     return line
@@ -841,7 +901,7 @@ def report_quotes(written: Iterable[Quatrain], max_quote: int) -> str:
 # ==== Logs: one folder a training, and what TensorBoard shows of it ====
 
 # Of these the best of all epochs is logged too.
-BETTER = {"val_loss": min, "val_acc": max}
+BETTER = {"val_loss": min, "val_acc": max, "val_cross_entropy": min}
 
 
 def make_folder(logs: Path) -> Path:
@@ -891,8 +951,7 @@ def log_training(writer: Any, model: keras.Model, trial: str, settings: Settings
     columns = [hparams.HParam(f"{i:02} {n}", display_name=n) for i, n in enumerate(FIXED)]
     values = ("None" if (value := getattr(settings, name)) is None else value for name in FIXED)
     metrics = [hparams.Metric(f"best/{name}", display_name=f"best {name}") for name in BETTER]
-    for name in BETTER:
-        metrics.append(hparams.Metric(name[4:], group="validation", display_name=name))
+    metrics += [hparams.Metric(n[4:], group="validation", display_name=n) for n in BETTER]
     with writer.as_default(0):
         # A batch of known size, or the edges would carry arithmetic on its size, too.
         words = tf.TensorSpec((settings.batch_size, settings.phrase_len), tf.int32, "words")
@@ -913,14 +972,12 @@ def log_epoch(writers: Mapping[str, Any], epoch: int, metrics: dict, best: dict)
 def log_run(writer: Any, model: keras.Model, epoch: int, best: dict, written: list) -> None:
     """Write where a run ended: weights, quatrains, how much they quote, the best figures so far."""
     with writer.as_default(epoch):
-        for layer in model.layers:
-            names = [weight.name for weight in layer.trainable_weights]
-            for i, weight in enumerate(layer.trainable_weights):
-                # Of a large weight a sample shows the same shape in a tenth of the time.
-                values = weight.numpy().ravel()
-                values = values[:: values.size // 50_000 + 1]
-                again = f"_{names[:i].count(names[i])}" * (names[i] in names[:i])
-                tf.summary.histogram(f"weights/{layer.name}/{names[i]}{again}", values)
+        for weight in model.trainable_weights:
+            # Of a large weight a sample shows the same shape in a tenth of the time.
+            values = weight.numpy().ravel()
+            values = values[:: values.size // 50_000 + 1]
+            # A loaded model's paths do not begin with its name.
+            tf.summary.histogram(f"weights/{weight.path.removeprefix(f'{model.name}/')}", values)
         for number, quatrain in enumerate(written, 1):
             tf.summary.text(f"quatrain {number}", "> " + quatrain.verse.replace("\n", "  \n> "))
         tf.summary.scalar("quote", max(quatrain.quoted for quatrain in written))
@@ -947,6 +1004,7 @@ def log_embedding(folder: Path, model: keras.Model, words: Sequence[str]) -> Non
 # ==== Checkpoint: all that a training needs to go on, in one file ====
 
 AFRESH = "train without resume and generate, or set logs to another folder"
+BROKEN = "checkpoint {} is broken, or none of this script"
 
 
 class Checkpoint(NamedTuple):
@@ -974,10 +1032,6 @@ def save_checkpoint(path: Path, model: keras.Model, checkpoint: Checkpoint) -> N
         new.replace(path)
     finally:
         new.unlink(missing_ok=True)
-    if os.name == "posix":  # Elsewhere a folder cannot be opened, nor need be.
-        folder = os.open(path.parent, os.O_RDONLY)
-        os.fsync(folder)
-        os.close(folder)
 
 
 def find_checkpoint(logs: Path) -> Path:
@@ -990,78 +1044,79 @@ def find_checkpoint(logs: Path) -> Path:
 
 
 @contextlib.contextmanager
-def refusing(path: Path) -> Iterator[None]:
-    """Turn whatever a damaged or foreign checkpoint raises into an InputError that names it."""
+def refusing(fault: str, way_out: str) -> Iterator[None]:
+    """Turn whatever is raised into an InputError of a fault and the way out."""
     try:
         yield
     except Exception as error:
-        told = str(error).partition("\n")[0] or type(error).__name__
-        told = f"checkpoint {path} is broken, or none of this script ({told}): {AFRESH}"
-        raise InputError(told) from None
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise InputError(f"{fault} ({reason}): {way_out}") from None
 
 
 def read_checkpoint(path: Path) -> tuple[Checkpoint, Corpus]:
     """Read what stands beside the model; raise InputError for no whole checkpoint of ours."""
-    with refusing(path), zipfile.ZipFile(path) as archive:
+    with refusing(BROKEN.format(path), AFRESH), zipfile.ZipFile(path) as archive:
         size = sum(member.file_size for member in archive.infolist())
         if size > 20 * path.stat().st_size:  # Ours shrink to a half at most.
             raise ValueError(f"it would unpack to {size:,} bytes")
         checkpoint = Checkpoint(**json.loads(archive.read("quatrains.json")))
         if [*map(type, checkpoint)] != [int, int, dict, dict, dict, list]:
             raise TypeError("its fields have other types")
+        # A setting that is younger than the checkpoint is as the file has it.
+        checkpoint.settings.update({n: globals()[n] for n in FIXED if n not in checkpoint.settings})
         for name in FIXED:
             check_setting(name, checkpoint.settings[name])
         check_setting("seed", checkpoint.seed), sum(checkpoint.best.values())
         np.random.PCG64().state = checkpoint.random_state
-        return checkpoint, index_corpus(checkpoint.quatrains)
+        corpus = index_corpus(checkpoint.quatrains, checkpoint.settings["line_tokens"])
+        return checkpoint, corpus
 
 
 def load_model(path: Path, words: int, phrase_len: int) -> keras.Model:
     """Load the model of a checkpoint with its optimizer; raise InputError where it is broken."""
-    with refusing(path):
+    with refusing(BROKEN.format(path), AFRESH):
         model = keras.models.load_model(path)
         check_model(model, words, phrase_len)
         return model
 
 
-def keep_settings(settings: Settings, given: Iterable[str], checkpoint: Checkpoint) -> None:
-    """Put the settings that a training began with in the place of others, and name these; raise
-    InputError for those that the command line gave otherwise."""
-    told = {
-        name: f"{name} was {then!r} and is {getattr(settings, name)!r}"
-        for name, then in checkpoint.settings.items()
-        if name in FIXED and then != getattr(settings, name)
-    }
+def keep_settings(settings: Settings, given: Mapping[str, Any], checkpoint: Checkpoint) -> Settings:
+    """Put back what a training began with, and say so; InputError if it was given otherwise."""
+    began = checkpoint.settings
+    applied = vars(apply_recipe(settings, given, began["recipe"]))
+    now = {**applied, "recipe": settings.recipe}
+    told = {n: f"{n} was {began[n]!r} and is {now[n]!r}" for n in FIXED if began[n] != now[n]}
     if refused := ", ".join(told[name] for name in told if name in given):
         raise InputError(f"the training cannot be resumed, for {refused}: leave that out")
     if checkpoint.runs >= settings.runs:
         raise InputError(f"the training has its {checkpoint.runs} runs already: set runs higher")
     if told:
         say(f"A training keeps what it began with, though here {', '.join(told.values())}.")
-    vars(settings).update({name: checkpoint.settings[name] for name in told})
+    return Settings(**{**applied, **{name: began[name] for name in FIXED}})
 
 
 # ==== Main ====
 
 
-def run_training(settings: Settings, given: list[str], stack: contextlib.ExitStack) -> None:
+def run_training(settings: Settings, given: dict, stack: contextlib.ExitStack) -> None:
     """Train and write as the settings say; what is trained stays as `prophet`, to play with."""
     global prophet
     if settings.resume:
         path = find_checkpoint(Path(settings.logs))
         stack.enter_context(locked(path.parent))
         checkpoint, corpus = read_checkpoint(path)
-        keep_settings(settings, given, checkpoint)
+        settings = keep_settings(settings, given, checkpoint)
     else:
+        settings = apply_recipe(settings, given, settings.recipe)
         seed = int.from_bytes(os.urandom(4), "big") if settings.seed is None else settings.seed
         quatrains = read_corpus(Path(settings.corpus))
         checkpoint = Checkpoint(0, seed, {}, {}, vars(settings), quatrains)
-        corpus = index_corpus(quatrains)
+        corpus = index_corpus(quatrains, settings.line_tokens)
     say(describe_settings(settings))
     told = f"{len(corpus.texts):,} quatrains, {corpus.counts[1:].sum():,} tokens"
     say(f"Corpus: {settings.corpus} has {told}, {len(corpus.words) - 1:,} distinct words.")
     rng = np.random.default_rng(checkpoint.seed)
-    samples = make_samples(corpus, settings.phrase_len, rng)
+    samples = make_samples(corpus, settings, rng)
     look_up(settings.opening, corpus.words, settings.max_words)
 
     device = load_tensorflow(settings.use_gpu)
@@ -1076,11 +1131,8 @@ def run_training(settings: Settings, given: list[str], stack: contextlib.ExitSta
     else:
         embeddings = start_embeddings(corpus.words, settings.embedding_dim, settings.glove, rng)
         model = build_model(embeddings, settings.phrase_len, settings)
-        try:
+        with refusing("build_model does not return what it is to", "see its docstring"):
             check_model(model, len(corpus.words), settings.phrase_len)
-        except Exception as error:
-            told = " ".join(str(error).split())
-            raise InputError(f"build_model: {told}; see what it is to return") from None
         path = make_folder(Path(settings.logs)) / "checkpoint.keras"
         stack.enter_context(locked(path.parent))
     prophet = Prophet(model, corpus, settings.phrase_len, settings.max_words)
@@ -1094,7 +1146,7 @@ def run_training(settings: Settings, given: list[str], stack: contextlib.ExitSta
 
 
 def train_runs(
-    settings: Settings, samples: list[Samples], rng: Generator, path: Path, checkpoint: Checkpoint
+    settings: Settings, samples: list[tuple], rng: Generator, path: Path, checkpoint: Checkpoint
 ) -> None:
     """Train and write with `prophet`, from the run that the checkpoint is at, and save each."""
     folder, model, best = path.parent, prophet.model, checkpoint.best
@@ -1120,9 +1172,8 @@ def train_runs(
                     raise InputError(f"the loss has become {metrics['loss']}: {how}")
                 log_epoch(writers, run * settings.epochs_per_run + epoch, metrics, best)
             # A seed of its own, so that what is written changes nothing in what is trained.
-            how = {name: vars(settings)[name] for name in WRITING} | {
-                "seed": int(rng.integers(2**32))
-            }
+            how = {name: vars(settings)[name] for name in WRITING}
+            how["seed"] = int(rng.integers(2**32))
             written = prophet.write(settings.quatrains_per_run, **how)
             for quatrain in written:
                 say(" ".join(quatrain.tokens) if settings.raw else f"\n{quatrain}")
@@ -1135,15 +1186,16 @@ def train_runs(
             save_checkpoint(path, model, checkpoint)
 
 
-def write_quatrains(settings: Settings, stack: contextlib.ExitStack) -> None:
+def write_quatrains(settings: Settings, given: dict, stack: contextlib.ExitStack) -> None:
     """Write quatrains from the checkpoint, without training, and on standard error their quotes."""
     global prophet
     path = find_checkpoint(Path(settings.logs))
     checkpoint, corpus = read_checkpoint(path)
-    phrase_len = checkpoint.settings["phrase_len"]
+    settings = apply_recipe(settings, given, checkpoint.settings["recipe"])
     look_up(settings.opening, corpus.words, settings.max_words)
     device = load_tensorflow(settings.use_gpu)
     stack.enter_context(tf.device(device))
+    phrase_len = checkpoint.settings["phrase_len"]
     model = load_model(path, len(corpus.words), phrase_len)
     prophet = Prophet(model, corpus, phrase_len, settings.max_words)
     written = prophet.write(settings.generate, **{name: vars(settings)[name] for name in WRITING})
@@ -1164,10 +1216,8 @@ def main(arguments: Sequence[str]) -> int:
         settings, given = read_settings(globals(), arguments)
         require_packages(settings.use_gpu)
         with contextlib.ExitStack() as stack:
-            if settings.generate:
-                write_quatrains(settings, stack)
-            else:
-                run_training(settings, given, stack)
+            act = write_quatrains if settings.generate else run_training
+            act(settings, given, stack)
         return 0
     except KeyboardInterrupt as stopped:
         told, status = "\nquatrains: stopped", 128 + next(iter(stopped.args), signal.SIGINT)

@@ -164,7 +164,7 @@ def prepare(against=None):
     quatrains.load_tensorflow(use_gpu=False)
     rng = np.random.default_rng(1)
     corpus = read_words(quatrains)
-    training, validation = quatrains.make_samples(corpus, 4, rng)
+    training, validation = quatrains.make_samples(corpus, DEFAULTS, rng)
     embeddings = rng.normal(0, 0.4, (len(corpus.words), 300)).astype(np.float32)
     model = quatrains.build_model(embeddings, 4, DEFAULTS)
     epoch = quatrains.build_epoch(model, training, validation, 512)
@@ -192,7 +192,9 @@ def other_epoch(commit, embeddings):
     script = sys.modules["other"] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
     script.load_tensorflow(use_gpu=False)
-    samples = script.make_samples(read_words(script), 4, np.random.default_rng(1))
+    # Before there were recipes, it was given the length of a phrase.
+    shape = DEFAULTS if hasattr(script, "RECIPES") else 4
+    samples = script.make_samples(read_words(script), shape, np.random.default_rng(1))
     model = script.build_model(embeddings, 4, DEFAULTS)
     return script.build_epoch(model, *samples, 512)
 
@@ -341,7 +343,7 @@ settings = SimpleNamespace(**{name: getattr(q, name) for name in q.SETTINGS})
 rng = np.random.default_rng(1)
 lap("import of the script")
 corpus = q.index_corpus(q.read_corpus(Path(sys.argv[1], "data", "quatrains.txt")))
-training, validation = q.make_samples(corpus, 4, rng)
+training, validation = q.make_samples(corpus, settings, rng)
 embeddings = q.start_embeddings(corpus.words, 300, "none", rng)
 q.learn_spelling(corpus.texts)
 lap("data")

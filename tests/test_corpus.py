@@ -1,6 +1,7 @@
 """The corpus: its file, both shapes of it, tokens, vocabulary, phrases and samples."""
 
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import pytest
 import quatrains
 from conftest import ROOT
 
+SHAPE = SimpleNamespace(phrase_len=4, padding=False, weighted=True)
 BUNDLED = ROOT / "data" / "quatrains.txt"
 
 
@@ -25,7 +27,7 @@ def test_bundled_corpus_counts():
     assert len(corpus.texts) == 942
     assert sum(map(len, corpus.tokens)) == 35_884
     assert len(corpus.words) == 5_391 + 1
-    samples = quatrains.make_samples(corpus, 4, np.random.default_rng(0))
+    samples = quatrains.make_samples(corpus, SHAPE, np.random.default_rng(0))
     # A quatrain of n words gives n + 2 - 4 samples.
     assert sum(len(targets) for _, targets, _ in samples) == 35_884 - 2 * 942
     assert [len(targets) for _, targets, _ in samples] == [32_300, 1_700]
@@ -98,7 +100,7 @@ def test_windows_are_all_those_with_a_token_after_them():
 
 def test_samples_are_shuffled_parted_and_weighted():
     corpus = corpus_of(*(f"w{i} the x{i} the y{i} the" for i in range(50)))
-    samples = quatrains.make_samples(corpus, 4, np.random.default_rng(1))
+    samples = quatrains.make_samples(corpus, SHAPE, np.random.default_rng(1))
     # Of six words and two breaks.
     assert [len(targets) for _, targets, _ in samples] == [190, 50 * (6 + 2 - 4) - 190]
     rows = [[0, *map(corpus.words.index, tokens), 0] for tokens in corpus.tokens]

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -119,7 +120,8 @@ def check_validation(figures, checkpoint, **custom_objects):
     verses = checkpoint.parents[1] / "verses.txt"
     corpus = quatrains.index_corpus(quatrains.read_corpus(verses))
     rng = np.random.default_rng(TRAINING["seed"])
-    phrases, targets, _ = quatrains.make_samples(corpus, TRAINING["phrase_len"], rng)[1]
+    shape = SimpleNamespace(phrase_len=TRAINING["phrase_len"], padding=False, weighted=True)
+    phrases, targets, _ = quatrains.make_samples(corpus, shape, rng)[1]
     evaluated = model.evaluate(phrases, targets[:, None], 20, verbose=0, return_dict=True)
     assert len(targets) == 40
     validated = {name[4:]: value for name, value in figures.items() if name.startswith("val_")}

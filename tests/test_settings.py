@@ -15,8 +15,9 @@ DEFAULTS = {name: getattr(quatrains, name) for name in quatrains.SETTINGS}
 
 
 def read(*arguments, **settings):
-    """The settings that an edited file and a command line give."""
-    return quatrains.read_settings(DEFAULTS | settings, arguments)[0]
+    """The settings that an edited file, its recipe and a command line give."""
+    settings, given = quatrains.read_settings(DEFAULTS | settings, arguments)
+    return quatrains.apply_recipe(settings, given, settings.recipe)
 
 
 def run(script, *arguments):
@@ -44,11 +45,17 @@ def comment_above(name):
 def test_defaults_are_those_of_the_published_system():
     assert DEFAULTS == {
         "use_gpu": False,
+        "recipe": "2017",
         "embedding_dim": 300,
         "gru_dim": 128,
         "dropout": 0.5,
         "regularization": 0.02,
+        "dense_dropout": 0.0,
+        "label_smoothing": 0.0,
         "phrase_len": 4,
+        "padding": False,
+        "line_tokens": False,
+        "weighted": True,
         "batch_size": 512,
         "learning_rate": 0.003,
         "runs": 1000,
@@ -193,7 +200,11 @@ def check_help(script, defaults):
         if isinstance(value, bool):
             option = rf"--no-{name.replace('_', '-')} "
         told = re.escape(comment_above(name)) + r" \([^()]*; default: "
-        assert re.search(option + told + re.escape(f"{value})"), shown), name
+        recipes = {recipe: table.get(name) for recipe, table in quatrains.RECIPES.items()}
+        also = "".join(
+            f"; {recipe}: {other}" for recipe, other in recipes.items() if other is not None
+        )
+        assert re.search(option + told + re.escape(f"{value}{also})"), shown), name
 
 
 def test_help_shows_the_comment_above_each_setting_and_its_default():

@@ -27,9 +27,9 @@ CORPUS = ROOT / "data" / "quatrains.txt"
 TRAINING = SMALL | {"embedding_dim": 50, "gru_dim": 32, "batch_size": 512, "corpus": CORPUS}
 LAYERS = {
     "weights/embedding/embeddings",
-    "weights/GRU/kernel",
-    "weights/GRU/recurrent_kernel",
-    "weights/GRU/bias",
+    "weights/GRU/gru_cell/kernel",
+    "weights/GRU/gru_cell/recurrent_kernel",
+    "weights/GRU/gru_cell/bias",
     "weights/dense/kernel",
     "weights/dense/bias",
 }

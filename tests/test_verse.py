@@ -31,14 +31,15 @@ def test_a_quatrain_of_the_corpus_comes_back_as_it_was():
         "With the Libyan fleet at his side.\n"
         "Malta shudders and the isles about it lie empty."
     ]
-    spelling = learn_spelling([*texts, "near Malta"])
-    assert format_quatrain(quatrains.tokenize(texts[0]), *spelling) == texts[0]
+    capitals, line_ends = learn_spelling([*texts, "near Malta"])
+    lines = break_lines(quatrains.tokenize(texts[0]), line_ends)
+    assert format_quatrain(lines, capitals) == texts[0]
 
 
 def test_sentences_lines_and_names_get_capitals():
     tokens = "the king dies in rome ! who knows ? pau shall fall , and mars rules all .".split()
     capitals = {"rome": "Rome", "mars": "Mars", "pau": "PAU"}
-    formatted = format_quatrain(tokens, capitals, set())
+    formatted = format_quatrain(break_lines(tokens, set()), capitals)
     assert formatted.count("\n") == 3
     assert " ".join(formatted.split()).lower() == (
         "the king dies in rome! who knows? pau shall fall, and mars rules all."
