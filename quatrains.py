@@ -286,8 +286,7 @@ DROPPED = '"#$%&()*+/:<=>@[\\]^_{|}~`\xab\xbb\u2018\u201a\u201c\u201d\u201e\u201
 WORD = re.compile(f"[^<{PUNCTUATION}]")  # Matches no token that is punctuation or ends a line.
 TOKEN = re.compile(rf"[{PUNCTUATION}]|[^\s{re.escape(PUNCTUATION + DROPPED)}]+")
 COMMENT = re.compile(r"^#.*\n?", re.MULTILINE)
-# A comment that starts a new count of the quatrains.
-HEADING = re.compile(r"^#.*\b([IVXLCDM]+|\d+)$", re.MULTILINE)
+HEADING = re.compile(r"^#.*\b([IVXLCDM]+|\d+)$", re.MULTILINE)  # Starts a new count.
 
 
 class Corpus(NamedTuple):
@@ -709,7 +708,6 @@ def build_sampler(model: Any, phrase_len: int, max_words: int, free: Any = ()) -
     Returns a function that draws `count` of them, each as the numbers of its words up to its break
     or to `max_words`, in which those of `free` do not count, from an opening after an all-break
     phrase. A word is drawn from all predicted, or the `top_k` likeliest, at a `temperature`."""
-    length = max_words + len(free)
 
     @tf.function(reduce_retracing=True, autograph=False)
     def sample(phrases: tf.Tensor, seed: tf.Tensor, temperature: float, top_k: int) -> tf.Tensor:
@@ -723,8 +721,8 @@ def build_sampler(model: Any, phrase_len: int, max_words: int, free: Any = ()) -
             phrases = tf.concat([phrases[:, 1:], words], 1)
             return position + 1, phrases, rows.write(position, words[:, 0])
 
-        loop = (0, phrases, tf.TensorArray(tf.int32, length))
-        return tf.transpose(tf.while_loop(lambda i, *_: i < length, advance, loop)[2].stack())
+        loop = (0, phrases, tf.TensorArray(tf.int32, max_words + len(free)))
+        return tf.transpose(tf.while_loop(lambda i, _, r: i < r.size(), advance, loop)[2].stack())
 
     def cut(row: list[int]) -> list[int]:
         counted = itertools.accumulate(number not in free for number in row)
@@ -1005,6 +1003,9 @@ def log_embedding(folder: Path, model: keras.Model, words: Sequence[str]) -> Non
 
 AFRESH = "train without resume and generate, or set logs to another folder"
 BROKEN = "checkpoint {} is broken, or none of this script"
+# What the settings of earlier checkpoints lack.
+BEFORE_RECIPES = {"recipe": "2017", "dense_dropout": 0.0, "label_smoothing": 0.0}
+BEFORE_RECIPES |= {"padding": False, "line_tokens": False, "weighted": True}
 
 
 class Checkpoint(NamedTuple):
@@ -1062,8 +1063,7 @@ def read_checkpoint(path: Path) -> tuple[Checkpoint, Corpus]:
         checkpoint = Checkpoint(**json.loads(archive.read("quatrains.json")))
         if [*map(type, checkpoint)] != [int, int, dict, dict, dict, list]:
             raise TypeError("its fields have other types")
-        # A setting that is younger than the checkpoint is as the file has it.
-        checkpoint.settings.update({n: globals()[n] for n in FIXED if n not in checkpoint.settings})
+        checkpoint = checkpoint._replace(settings=BEFORE_RECIPES | checkpoint.settings)
         for name in FIXED:
             check_setting(name, checkpoint.settings[name])
         check_setting("seed", checkpoint.seed), sum(checkpoint.best.values())
@@ -1131,7 +1131,7 @@ def run_training(settings: Settings, given: dict, stack: contextlib.ExitStack) -
     else:
         embeddings = start_embeddings(corpus.words, settings.embedding_dim, settings.glove, rng)
         model = build_model(embeddings, settings.phrase_len, settings)
-        with refusing("build_model does not return what it is to", "see its docstring"):
+        with refusing("build_model does not return what it should", "see its docstring"):
             check_model(model, len(corpus.words), settings.phrase_len)
         path = make_folder(Path(settings.logs)) / "checkpoint.keras"
         stack.enter_context(locked(path.parent))

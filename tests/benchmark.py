@@ -1,7 +1,7 @@
 """Measure the script against the obvious ways to write it, both sides in the same round.
 
     python tests/benchmark.py                          everything, about 25 minutes
-    python tests/benchmark.py epoch sampling           of epoch sampling run glove start growth
+    python tests/benchmark.py epoch sampling           some of it; --help lists what there is
     python tests/benchmark.py --rounds 5 epoch
     python tests/benchmark.py --against 6d2bf9c epoch  beside the script as of another commit, too
 
@@ -232,6 +232,24 @@ def measure_epoch(rounds, world):
     print_ratios(compare(f"   {many} training steps", 10 * rounds, "floor", **sides))
 
 
+def measure_recipes(rounds, _):
+    quatrains.load_tensorflow(use_gpu=False)
+
+    def side(recipe):
+        settings = quatrains.apply_recipe(DEFAULTS, {}, recipe)
+        rng = np.random.default_rng(1)
+        corpus = quatrains.index_corpus(quatrains.read_corpus(CORPUS), settings.line_tokens)
+        samples = quatrains.make_samples(corpus, settings, rng)
+        embeddings = rng.normal(0, 0.4, (len(corpus.words), 300)).astype(np.float32)
+        model = quatrains.build_model(embeddings, settings.phrase_len, settings)
+        epoch = quatrains.build_epoch(model, *samples, settings.batch_size)
+        print(f"  {recipe}: the first epoch takes {timed(lambda: epoch(rng)):.1f} s", flush=True)
+        return lambda: epoch(rng)
+
+    sides = {recipe: side(recipe) for recipe in quatrains.RECIPES}
+    compare("   An epoch of each recipe, with its validation", rounds, "2017", **sides)
+
+
 def print_ratios(seconds):
     for name in ("floor", "floor gate by gate", "the other commit"):
         if name not in seconds:
@@ -420,6 +438,7 @@ def measure_growth(_, __):
 
 MEASUREMENTS = {
     "epoch": measure_epoch,
+    "recipes": measure_recipes,
     "sampling": measure_sampling,
     "run": measure_run,
     "glove": measure_glove,

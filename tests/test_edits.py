@@ -30,7 +30,8 @@ EMBEDDING = 'keras.layers.Embedding(words, dim, name="embedding"),'
 DENSE = 'keras.layers.Dense(words, activation="softmax", name="dense"),'
 SEQUENTIAL = 'model = keras.Sequential(layers, name="quatrains")'
 OPTIMIZER = "keras.optimizers.RMSprop(settings.learning_rate)"
-LOSS = 'loss="sparse_categorical_crossentropy"'
+FIGURES = ("loss", "acc", "cross_entropy")
+LOSS = 'loss=SmoothedCrossEntropy(share) if share else "sparse_categorical_crossentropy"'
 # What is written for what stands there.
 EDITS = {
     "an LSTM": {GRU: "keras.layers.LSTM("},
@@ -40,7 +41,7 @@ EDITS = {
     "no recurrent dropout": {"recurrent_dropout=settings.dropout": "recurrent_dropout=0"},
     "another loss": {LOSS: 'loss="mse"'},
     "one more metric": {
-        'name="acc")]': 'name="acc"), keras.metrics.SparseTopKCategoricalAccuracy(5, "top5")]'
+        'name="acc"),': 'name="acc"), keras.metrics.SparseTopKCategoricalAccuracy(5, "top5"),'
     },
     "another activation": {'name="GRU"': 'name="GRU", activation="relu"'},
     "both directions": {GRU: f"keras.layers.Bidirectional({GRU}", GRU_END: GRU_END[:-1] + "),"},
@@ -181,7 +182,7 @@ def test_an_edit_is_trained_validated_resumed_and_written_with(unedited, tmp_pat
     else:
         assert all(first[key] != unedited[0][key] for key in ("loss", "val_loss"))
     new = {"top5", "val_top5"} if name == "one more metric" else set()
-    assert first.keys() == {"loss", "acc", "val_loss", "val_acc"} | new
+    assert first.keys() == {*FIGURES, *(f"val_{name}" for name in FIGURES)} | new
 
     cut = tmp_path / "cut"
     check_validation(first, cut / "checkpoint.keras")
@@ -229,7 +230,7 @@ def certainty(targets, predicted):
 def build_model(""",
     DENSE: f"Blend(0.7),\n {DENSE}",
     LOSS: "loss=surprise",
-    'name="acc")]': 'name="acc"), certainty]',
+    'name="acc"),': 'name="acc"), certainty,',
 }
 
 
@@ -281,5 +282,8 @@ def test_a_model_of_another_kind_is_refused_in_a_line_before_anything_is_made(tm
     else:
         status, _, err = run_edit(load_edit(path), tmp_path, **TRAINING)
     assert status == 2
-    assert re.fullmatch(rf"quatrains: build_model: .*{reason}.*\n", err)
+    assert re.fullmatch(
+        rf"quatrains: build_model does not return what it should \(.*{reason}.*\): see its .*\n",
+        err,
+    )
     assert not (tmp_path / "logs").exists()

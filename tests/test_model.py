@@ -81,7 +81,7 @@ def test_acc_is_the_share_of_words_guessed_right(keras):
     targets = draw.integers(0, 12, (5000, 1))
     theirs = keras.metrics.SparseCategoricalAccuracy()
     measured = model.compute_metrics(None, targets, predicted)
-    assert [*measured] == ["loss", "acc"]
+    assert [*measured] == ["loss", "acc", "cross_entropy"]
     assert float(measured["acc"]) == float(theirs(targets, predicted)) > 0.05
 
 
@@ -107,8 +107,10 @@ def test_an_epoch_reports_weighted_training_and_plain_validation():
         {
             "loss": (weights * cross_entropy)[:40].mean() + penalty,
             "acc": hits[:40].mean(),
+            "cross_entropy": cross_entropy[:40].mean(),
             "val_loss": cross_entropy[40:].mean() + penalty,
             "val_acc": hits[40:].mean(),
+            "val_cross_entropy": cross_entropy[40:].mean(),
         },
         rel=1e-4,
     )

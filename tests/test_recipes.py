@@ -306,7 +306,7 @@ def test_a_checkpoint_from_before_there_were_recipes_is_one_of_2017(trained, tmp
             data = new.read(name)
             if name == "quatrains.json":
                 fields = json.loads(data)
-                for setting in ("recipe", *VERSE.keys() - {"phrase_len", "regularization"}):
+                for setting in quatrains.BEFORE_RECIPES:
                     del fields["settings"][setting]
                 data = json.dumps(fields)
             archive.writestr(name, data)

@@ -26,7 +26,7 @@ from conftest import (
 
 EPOCH = re.compile(
     r"Epoch (\d)/2 - [\d.]+s - loss: ([\d.]+) - acc: ([\d.]+)"
-    r" - val_loss: ([\d.]+) - val_acc: ([\d.]+)"
+    r" - cross_entropy: [\d.]+ - val_loss: ([\d.]+) - val_acc: ([\d.]+)"
 )
 
 
@@ -94,7 +94,7 @@ def test_the_curves_are_unbroken_and_what_was_printed(trainings):
     (first, _), (done, _), _ = trainings
     assert re.fullmatch(r"\d{6}-\d{6}", first.name)
     train, validation = read_scalars(first / "train"), read_scalars(first / "validation")
-    assert set(train) == set(validation) == {"loss", "acc"}
+    assert set(train) == set(validation) == {"loss", "acc", "cross_entropy"}
     columns = [train["loss"], train["acc"], validation["loss"], validation["acc"]]
     assert [[step for step, _ in column] for column in columns] == [[0, 1, 2, 3]] * 4
     logged = zip(*([value for _, value in column] for column in columns), strict=True)

@@ -25,6 +25,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 DRIVER = shutil.which("chromedriver")
 CORPUS = ROOT / "data" / "quatrains.txt"
 TRAINING = SMALL | {"embedding_dim": 50, "gru_dim": 32, "batch_size": 512, "corpus": CORPUS}
+TAGS = ("loss", "acc", "cross_entropy")
 LAYERS = {
     "weights/embedding/embeddings",
     "weights/GRU/gru_cell/kernel",
@@ -36,11 +37,11 @@ LAYERS = {
 
 
 class Training(NamedTuple):
-    """A training's folder, what it printed, and how many units, epochs and runs it has."""
+    """A training's folder, what it printed, its recipe, and how many epochs and runs it has."""
 
     folder: Path
     printed: str
-    units: int
+    recipe: str
     epochs: int
     runs: int
 
@@ -58,17 +59,17 @@ def train(logs, **settings):
 
 @pytest.fixture(scope="module")
 def trainings(tmp_path_factory, request):
-    """Two trainings in one folder: one of two runs and, resumed, a third; one with more units."""
+    """Two trainings in one folder: one of two runs and, resumed, a third; one of recipe verse."""
     logs = tmp_path_factory.mktemp("watched") / "logs"
     epochs = 10 if request.config.getoption("--pictures") else 2  # More are nicer to look at.
     settings = TRAINING | {"epochs_per_run": epochs, "runs": 2}
     first, began = train(logs, **settings)
     same, went_on = train(logs, resume=True, runs=3)
     assert same == first
-    second, printed = train(logs, **settings | {"gru_dim": 48})
+    second, printed = train(logs, **settings, recipe="verse")
     return [
-        Training(first, began + went_on, 32, epochs, 3),
-        Training(second, printed, 48, epochs, 2),
+        Training(first, began + went_on, "2017", epochs, 3),
+        Training(second, printed, "verse", epochs, 2),
     ]
 
 
@@ -86,12 +87,11 @@ def test_every_training_has_one_folder(training):
 
 
 def test_curves_are_unbroken_and_what_was_printed(training):
-    number = r"([\d.]+)"
-    figures = f" - loss: {number} - acc: {number} - val_loss: {number} - val_acc: {number}"
+    figures = "".join(f" - {half}{tag}: ([\\d.]+)" for half in ("", "val_") for tag in TAGS)
     printed = re.findall(figures, training.printed)
     epochs = training.runs * training.epochs
     assert len(printed) == epochs
-    curves = [(half, tag) for half in ("train", "validation") for tag in ("loss", "acc")]
+    curves = [(half, tag) for half in ("train", "validation") for tag in TAGS]
     for (half, tag), column in zip(curves, zip(*printed, strict=True), strict=True):
         curve = read_curve(training.folder / half, tag)
         assert [*curve] == [*range(epochs)]
@@ -104,7 +104,7 @@ def test_events_hold_every_tab(training):
     from tensorboard.plugins.hparams import plugin_data_pb2
 
     events = EventAccumulator(str(training.folder), size_guidance={"tensors": 0}).Reload()
-    best = ["best/val_loss", "best/val_acc"]
+    best = [f"best/val_{tag}" for tag in TAGS]
     texts = [f"quatrain {number}" for number in (1, 2, 3)]
     assert {*LAYERS, *texts, *best, "quote"} <= {*events.Tags()["tensors"]}
     for tag in (*LAYERS, *texts[:3], *best, "quote"):
@@ -126,12 +126,12 @@ def test_events_hold_every_tab(training):
     ).session_start_info
     values = {name.split()[-1]: value for name, value in start.hparams.items()}
     assert {*values} == {*quatrains.FIXED}
-    assert values["gru_dim"].number_value == training.units
+    assert values["recipe"].string_value == training.recipe
     assert start.group_name == training.folder.name
 
 
 def test_the_best_of_all_epochs_is_kept(training):
-    for name, best_of in (("loss", min), ("acc", max)):
+    for name, best_of in (("loss", min), ("acc", max), ("cross_entropy", min)):
         curve = read_curve(training.folder / "validation", name)
         expected = {end: best_of([*curve.values()][: end + 1]) for end in training.ends()}
         assert read_curve(training.folder, f"best/val_{name}") == expected
@@ -145,10 +145,12 @@ def test_the_projector_has_all_words(training):
     (embedding,) = text_format.Parse(text, ProjectorConfig()).embeddings
     data = (training.folder / embedding.tensor_path).read_bytes()
     metadata = (training.folder / embedding.metadata_path).read_text(encoding="utf-8")
-    assert metadata.splitlines() == quatrains.index_corpus(quatrains.read_corpus(CORPUS)).words
-    assert [*embedding.tensor_shape] == [5392, 50]
+    quatrain_texts = quatrains.read_corpus(CORPUS)
+    words = quatrains.index_corpus(quatrain_texts, training.recipe == "verse").words
+    assert metadata.splitlines() == words
+    assert [*embedding.tensor_shape] == [len(words), 50]
     assert data[0] == 0xFF
-    assert 0.1 < np.frombuffer(data, np.float32).reshape(5392, 50).std() < 1
+    assert 0.1 < np.frombuffer(data, np.float32).reshape(-1, 50).std() < 1
 
 
 # ==== In the browser ====
@@ -365,15 +367,17 @@ def test_projector_lists_the_trainings_and_finds_a_words_neighbours(page, traini
 def test_hparams_shows_what_changes_and_what_came_of_it(page, trainings):
     rows = []
     for training in trainings:
-        values = [training.units, 0.003, 0.5, 0.02, 4]
-        for name in ("loss", "acc"):
+        values = [32, 0.003, 0.5, 0.02 if training.recipe == "2017" else 0]
+        for name in TAGS:
             values.append([*read_curve(training.folder, f"best/val_{name}").values()][-1])
-        for name in ("loss", "acc"):
+        for name in ("loss", "acc"):  # No more than five are shown without a tick.
             values.append([*read_curve(training.folder / "validation", name).values()][-1])
-        rows.append(" ".join([training.folder.name, *(f"{value:#.5g}" for value in values)]))
-    page.driver.set_window_size(2080, 700)
+        shown = (f"{value:#.5g}" for value in values)
+        rows.append(" ".join([training.folder.name, training.recipe, *shown]))
+    page.driver.set_window_size(2500, 700)
     page.open(
         "hparams",
-        "Trial ID Show Metrics gru_dim learning_rate dropout regularization phrase_len "
-        f"best val_loss best val_acc val_loss val_acc {' '.join(rows)} ",
+        "Trial ID Show Metrics recipe gru_dim learning_rate dropout regularization "
+        "best val_loss best val_acc best val_cross_entropy val_loss val_acc "
+        f"{' '.join(rows)} ",
     )
