@@ -708,18 +708,20 @@ def build_sampler(model: Any, phrase_len: int, max_words: int, free: Any = ()) -
     Returns a function that draws `count` of them, each as the numbers of its words up to its break
     or to `max_words`, in which those of `free` do not count, from an opening after an all-break
     phrase. A word is drawn from all predicted, or the `top_k` likeliest, at a `temperature`."""
+    share = getattr(getattr(model, "loss", None), "share", 0)
 
     @tf.function(reduce_retracing=True, autograph=False)
     def sample(phrases: tf.Tensor, seed: tf.Tensor, temperature: float, top_k: int) -> tf.Tensor:
-        def advance(position: tf.Tensor, phrases: tf.Tensor, rows: tf.TensorArray) -> tuple:
-            logits = tf.math.log(model(phrases, training=False)) / temperature
+        def advance(i: tf.Tensor, phrases: tf.Tensor, rows: tf.TensorArray) -> tuple:
+            chances = model(phrases, training=False)
+            # Less what label smoothing has it give to every word, or one in ten would be just any.
+            logits = tf.math.log(tf.maximum(chances - share / chances.shape[1], 0)) / temperature
             if top_k:
                 least = tf.math.top_k(logits, min(top_k, logits.shape[1])).values[:, -1:]
                 logits = tf.where(logits < least, -np.inf, logits)
-            word_seed = tf.random.experimental.stateless_fold_in(seed, position)
-            words = tf.random.stateless_categorical(logits, 1, word_seed, tf.int32)
-            phrases = tf.concat([phrases[:, 1:], words], 1)
-            return position + 1, phrases, rows.write(position, words[:, 0])
+            word_seed = tf.random.experimental.stateless_fold_in(seed, i)
+            word = tf.random.stateless_categorical(logits, 1, word_seed, tf.int32)
+            return i + 1, tf.concat([phrases[:, 1:], word], 1), rows.write(i, word[:, 0])
 
         loop = (0, phrases, tf.TensorArray(tf.int32, max_words + len(free)))
         return tf.transpose(tf.while_loop(lambda i, _, r: i < r.size(), advance, loop)[2].stack())
@@ -728,9 +730,7 @@ def build_sampler(model: Any, phrase_len: int, max_words: int, free: Any = ()) -
         counted = itertools.accumulate(number not in free for number in row)
         return [number for number, words in zip(row, counted, strict=True) if words <= max_words]
 
-    def draw(
-        count: int, rng: Generator, opening: Any = (), temperature: float = 1, top_k: int = 0
-    ) -> list[list[int]]:
+    def draw(count: int, rng: Any, opening: Any = (), temperature: Any = 1, top_k: int = 0) -> list:
         phrase = np.array([*[0] * phrase_len, *opening][-phrase_len:], np.int32)
         rows = []
         while len(rows) < count:

@@ -170,6 +170,21 @@ def test_label_smoothing_is_what_keras_has_for_one_hot_targets(keras, tmp_path):
     assert float(loaded.compute_loss(None, targets, predicted)) == pytest.approx(expected, rel=1e-5)
 
 
+def test_what_label_smoothing_gives_to_every_word_is_not_drawn(keras):
+    model = build(9)
+    model.loss.share = 0.3
+    dense = model.get_layer("dense")
+    dense.set_weights([dense.get_weights()[0], np.linspace(-4, 2, 9)])
+    predicted = model(np.zeros((1, VERSE["phrase_len"]), np.int32)).numpy()[0]
+    expected = np.maximum(predicted - 0.3 / 9, 0)
+    assert 2 <= (expected == 0).sum() <= 7
+    draw = quatrains.build_sampler(model, VERSE["phrase_len"], max_words=1)
+    rows = draw(30_000, np.random.default_rng(1))
+    counts = np.bincount([row[0] if row else 0 for row in rows], minlength=9)
+    assert counts / 30_000 == pytest.approx(expected / expected.sum(), abs=0.015)
+    assert not counts[expected == 0].any()
+
+
 def test_ends_of_lines_do_not_count_as_words(keras):
     corpus = corpus_of("king moon, sun\nstar star\nstar.\n\nstar\nsun king moon moon")
     model = build(len(corpus.words))
