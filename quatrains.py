@@ -775,9 +775,10 @@ def format_quatrain(parts: Iterable[Sequence[str]], capitals: Mapping[str, str])
 
 
 def part_lines(tokens: Sequence[str]) -> list[Sequence[str]]:
-    """Part tokens into the lines whose ends were drawn."""
+    """Part tokens into the lines whose ends were drawn, less punctuation that would start one."""
     groups = itertools.groupby(tokens, lambda token: token[0] == "<")
-    return [[*group] for is_end, group in groups if not is_end]
+    lines = ([*itertools.dropwhile(PUNCTUATION.count, part)] for end, part in groups if not end)
+    return [*filter(None, lines)]
 
 
 def break_lines(tokens: Sequence[str], line_ends: set[str]) -> list[Sequence[str]]:
@@ -1068,8 +1069,7 @@ def read_checkpoint(path: Path) -> tuple[Checkpoint, Corpus]:
             check_setting(name, checkpoint.settings[name])
         check_setting("seed", checkpoint.seed), sum(checkpoint.best.values())
         np.random.PCG64().state = checkpoint.random_state
-        corpus = index_corpus(checkpoint.quatrains, checkpoint.settings["line_tokens"])
-        return checkpoint, corpus
+        return checkpoint, index_corpus(checkpoint.quatrains, checkpoint.settings["line_tokens"])
 
 
 def load_model(path: Path, words: int, phrase_len: int) -> keras.Model:

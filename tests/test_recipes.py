@@ -125,6 +125,11 @@ def test_lines_are_those_drawn():
     assert quatrains.part_lines(tokens) == [["king", ","], ["moon", ".", "sun"]]
     verse = quatrains.format_quatrain(quatrains.part_lines(tokens), {})
     assert verse == "King,\nMoon. Sun"
+    # Punctuation starts no line.
+    assert quatrains.part_lines(", king <LINE1> , . <LINE2> ! ? sun ,".split()) == [
+        ["king"],
+        ["sun", ","],
+    ]
     assert quatrains.part_lines([]) == []
     assert quatrains.part_lines(["king"]) == [["king"]]
 
