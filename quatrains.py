@@ -76,7 +76,7 @@ dropout = 0.5
 regularization = 0.02
 # Part of the GRU's output that a step hides from the dense layer.
 dense_dropout = 0.0
-# Share of each target that training spreads over all words, lest the model be too sure of any.
+# Part of each target that training spreads over all words, against overfitting; writing undoes it.
 label_smoothing = 0.0
 # Tokens that the model sees before it guesses the next one.
 phrase_len = 4
