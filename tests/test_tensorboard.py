@@ -27,12 +27,12 @@ CORPUS = ROOT / "data" / "quatrains.txt"
 TRAINING = SMALL | {"embedding_dim": 50, "gru_dim": 32, "batch_size": 512, "corpus": CORPUS}
 TAGS = ("loss", "acc", "cross_entropy")
 LAYERS = {
-    "weights/embedding/embeddings",
-    "weights/GRU/gru_cell/kernel",
-    "weights/GRU/gru_cell/recurrent_kernel",
-    "weights/GRU/gru_cell/bias",
-    "weights/dense/kernel",
-    "weights/dense/bias",
+    "weights/embedding/0_embeddings",
+    "weights/GRU/0_kernel",
+    "weights/GRU/1_recurrent_kernel",
+    "weights/GRU/2_bias",
+    "weights/dense/0_kernel",
+    "weights/dense/1_bias",
 }
 
 
