@@ -157,8 +157,7 @@ SETTINGS = {
     "learning_rate": (float, 1e-9, 1e9),
     "temperature": (float, 0.01, 100),
 }
-# What makes a training what it is, and stays as it is when it is resumed.
-FIXED = (
+FIXED = (  # What makes a training what it is, and stays as it is when it is resumed.
     *("recipe", "gru_dim", "learning_rate", "dropout", "regularization", "phrase_len"),
     *("dense_dropout", "label_smoothing", "padding", "line_tokens", "weighted", "embedding_dim"),
     *("batch_size", "epochs_per_run", "seed", "glove", "corpus"),
@@ -514,7 +513,7 @@ def quiet_stderr() -> Iterator[None]:
 
 
 def build_model(embeddings: np.ndarray, phrase_len: int, settings: Settings) -> keras.Model:
-    """Build and compile the model of 2017: Embedding -> GRU -> Dense softmax.
+    """Build and compile the model of 2017, Embedding -> GRU -> Dense softmax, and what recipes add.
     Takes the embedding to start from (words x dim). Any Keras model will do that maps phrases
     (int32, batch x phrase_len) to the probabilities of the next word (float32, batch x words); its
     loss and metrics are given targets as numbers of words (int32, batch x 1)."""
@@ -748,8 +747,7 @@ def build_sampler(model: Any, phrase_len: int, max_words: int, free: Any = ()) -
 def learn_spelling(quatrains: Iterable[str]) -> tuple[dict[str, str], set[str]]:
     """Learn from texts which words they capitalize, and how, and which they end lines with. A
     capital means something only where a word starts neither a line nor a sentence."""
-    forms: dict[str, Counter[str]] = {}
-    line_ends = set()
+    forms, line_ends = {}, set()
     for line in itertools.chain.from_iterable(map(str.splitlines, quatrains)):
         words = TOKEN.findall(line)
         line_ends.update(word.lower() for word in words[-1:])
@@ -1004,9 +1002,8 @@ def log_embedding(folder: Path, model: keras.Model, words: Sequence[str]) -> Non
 
 AFRESH = "train without resume and generate, or set logs to another folder"
 BROKEN = "checkpoint {} is broken, or none of this script"
-# What the settings of earlier checkpoints lack.
 BEFORE_RECIPES = {"recipe": "2017", "dense_dropout": 0.0, "label_smoothing": 0.0}
-BEFORE_RECIPES |= {"padding": False, "line_tokens": False, "weighted": True}
+BEFORE_RECIPES |= {"padding": False, "line_tokens": False, "weighted": True}  # Old ones lack it.
 
 
 class Checkpoint(NamedTuple):
@@ -1034,6 +1031,9 @@ def save_checkpoint(path: Path, model: keras.Model, checkpoint: Checkpoint) -> N
         new.replace(path)
     finally:
         new.unlink(missing_ok=True)
+    if os.name == "posix":  # Elsewhere a folder cannot be opened, nor need be.
+        os.fsync(folder := os.open(path.parent, os.O_RDONLY))
+        os.close(folder)
 
 
 def find_checkpoint(logs: Path) -> Path:
