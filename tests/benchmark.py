@@ -11,6 +11,7 @@ machine; nothing here is a test. What was measured, and what was tried, stands i
 
 import argparse
 import importlib.util
+import itertools
 import os
 import statistics
 import subprocess
@@ -27,7 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 import quatrains  # noqa: E402
 
-DEFAULTS = SimpleNamespace(**{name: getattr(quatrains, name) for name in quatrains.SETTINGS})
+DEFAULTS = quatrains.Settings(glove="none", seed=1)
 CORPUS = ROOT / "data" / "quatrains.txt"
 
 
@@ -64,7 +65,7 @@ class LiteralPort:
 
         self.words = words
         self.data = [
-            (samples[0], np.eye(words, dtype=bool)[samples[1]])
+            (samples[0], np.eye(words, dtype=bool)[samples[1][:, 0]])
             for samples in (training, validation)
         ]
         self.class_weight = dict(enumerate(np.sqrt(counts)))
@@ -159,30 +160,43 @@ def bare_products(batch, steps, dim, units, words, gates):
 # ==== The measurements ====
 
 
+def build(recipe="2017"):
+    """A prophet, its samples, and a function that trains an epoch of it with its validation."""
+    settings = quatrains.Settings(glove="none", seed=1, recipe=recipe)
+    corpus = quatrains.index_corpus(quatrains.read_corpus(CORPUS), settings.whole_quatrains)
+    samples = quatrains.make_samples(corpus, settings)
+    rng = np.random.default_rng(1)
+    embeddings = rng.normal(0, 0.4, (len(corpus.words), 300)).astype(np.float32)
+    model = quatrains.build_model(embeddings, settings.phrase_len, settings)
+    quatrains.check_model(model, len(corpus.words), settings.phrase_len)
+    steps = -(-len(samples[0][1]) // settings.batch_size)
+    callbacks = quatrains.keras.callbacks.CallbackList(
+        add_history=True, add_progbar=True, model=model, verbose=0, epochs=10**6, steps=steps
+    )
+    callbacks.on_train_begin()
+    train_epoch = quatrains.build_epoch(model, *samples, settings.batch_size, callbacks)
+    numbers = itertools.count()
+
+    def epoch():
+        number = next(numbers)
+        train_epoch(number, np.random.default_rng([1, number]))
+
+    folder = Path(tempfile.mkdtemp()) / "training"
+    folder.mkdir()
+    return quatrains.Prophet(settings, corpus, model, folder, 1), samples, epoch
+
+
 def prepare(against=None):
     """Everything a training stands on, at the default settings."""
-    quatrains.load_tensorflow(use_gpu=False)
-    rng = np.random.default_rng(1)
-    corpus = read_words(quatrains)
-    training, validation = quatrains.make_samples(corpus, DEFAULTS, rng)
-    embeddings = rng.normal(0, 0.4, (len(corpus.words), 300)).astype(np.float32)
-    model = quatrains.build_model(embeddings, 4, DEFAULTS)
-    epoch = quatrains.build_epoch(model, training, validation, 512)
-    prophet = quatrains.Prophet(model, corpus, 4)
+    prophet, (training, validation), epoch = build()
+    corpus, rng = prophet.corpus, np.random.default_rng(1)
     literal = LiteralPort(training, validation, corpus.counts, len(corpus.words))
-    other = other_epoch(against, embeddings) if against else None
+    other = other_epoch(against, prophet.model.get_weights()[0]) if against else None
     return SimpleNamespace(**locals())
 
 
-def read_words(script):
-    """Read the corpus with this script, or with one from before `index_corpus`."""
-    if hasattr(script, "load_corpus"):
-        return script.load_corpus(CORPUS)
-    return script.index_corpus(script.read_corpus(CORPUS))
-
-
 def other_epoch(commit, embeddings):
-    """Build an epoch with the script as of another commit."""
+    """Build an epoch with the script as of another commit, from before this one's redesign."""
     text = subprocess.run(
         ["git", "show", f"{commit}:quatrains.py"], cwd=ROOT, capture_output=True, check=True
     ).stdout
@@ -192,11 +206,17 @@ def other_epoch(commit, embeddings):
     script = sys.modules["other"] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
     script.load_tensorflow(use_gpu=False)
+    settings = SimpleNamespace(**{name: getattr(script, name) for name in script.SETTINGS})
+    rng = np.random.default_rng(1)
+    if hasattr(script, "load_corpus"):
+        corpus = script.load_corpus(CORPUS)
+    else:
+        corpus = script.index_corpus(script.read_corpus(CORPUS))
     # Before there were recipes, it was given the length of a phrase.
-    shape = DEFAULTS if hasattr(script, "RECIPES") else 4
-    samples = script.make_samples(read_words(script), shape, np.random.default_rng(1))
-    model = script.build_model(embeddings, 4, DEFAULTS)
-    return script.build_epoch(model, *samples, 512)
+    shape = settings if hasattr(script, "RECIPES") else 4
+    samples = script.make_samples(corpus, shape, rng)
+    epoch = script.build_epoch(script.build_model(embeddings, 4, settings), *samples, 512)
+    return lambda: epoch(rng)
 
 
 def measure_epoch(rounds, world):
@@ -206,12 +226,12 @@ def measure_epoch(rounds, world):
     gate_by_gate = bare_products(512, 4, 300, 128, words, gates=3)
     sides = {
         "literal port": world.literal.fit,
-        "ours": lambda: world.epoch(world.rng),
+        "ours": world.epoch,
         "floor": lambda: [floor() for _ in range(round(steps))],
         "floor gate by gate": lambda: [gate_by_gate() for _ in range(round(steps))],
     }
     if world.other:
-        sides["the other commit"] = lambda: world.other(world.rng)
+        sides["the other commit"] = world.other
     for warm_up in sides.values():
         warm_up()
     print(f"\nAn epoch has {steps:.1f} steps of 512 samples; {words:,} words.")
@@ -219,13 +239,12 @@ def measure_epoch(rounds, world):
     print_ratios(compare(title, rounds, "literal port", **sides))
 
     # Steps alone, in turns so short that what disturbs the machine disturbs both sides alike.
-    train_steps, _ = quatrains.compile_training(world.model, world.training)
+    train_on = quatrains.compile_training(world.prophet.model, world.training, 512)
     many = quatrains.STEPS_PER_CALL
 
     def ours():
-        batches = world.rng.permutation(size)[: many * 512].astype(np.int32).reshape(many, 512)
-        train_steps(batches, np.int32(many))
-        return world.model.metrics[0].result().numpy()
+        train_on(world.rng.permutation(size)[: many * 512].astype(np.int32))
+        return world.prophet.model.get_metrics_result()
 
     ours()
     sides = {"ours": ours, "floor": lambda: [floor() for _ in range(many)]}
@@ -233,20 +252,9 @@ def measure_epoch(rounds, world):
 
 
 def measure_recipes(rounds, _):
-    quatrains.load_tensorflow(use_gpu=False)
-
-    def side(recipe):
-        settings = quatrains.apply_recipe(DEFAULTS, {}, recipe)
-        rng = np.random.default_rng(1)
-        corpus = quatrains.index_corpus(quatrains.read_corpus(CORPUS), settings.line_tokens)
-        samples = quatrains.make_samples(corpus, settings, rng)
-        embeddings = rng.normal(0, 0.4, (len(corpus.words), 300)).astype(np.float32)
-        model = quatrains.build_model(embeddings, settings.phrase_len, settings)
-        epoch = quatrains.build_epoch(model, *samples, settings.batch_size)
-        print(f"  {recipe}: the first epoch takes {timed(lambda: epoch(rng)):.1f} s", flush=True)
-        return lambda: epoch(rng)
-
-    sides = {recipe: side(recipe) for recipe in quatrains.RECIPES}
+    sides = {recipe: build(recipe)[2] for recipe in quatrains.RECIPES}
+    for recipe, epoch in sides.items():
+        print(f"  {recipe}: the first epoch takes {timed(epoch):.1f} s", flush=True)
     compare("   An epoch of each recipe, with its validation", rounds, "2017", **sides)
 
 
@@ -260,9 +268,9 @@ def print_ratios(seconds):
 
 def measure_sampling(rounds, world):
     def draw(count):
-        return world.prophet.draw(count, world.rng)
+        return world.prophet.write(count, seed=1)
 
-    world.epoch(world.rng)
+    world.epoch()
     draw(5), draw(1000), world.literal.write(1)
     sides = {"predict a word": lambda: world.literal.write(5), "ours": lambda: draw(5)}
     five = compare("2. Writing 5 quatrains", rounds, "predict a word", **sides)
@@ -271,30 +279,27 @@ def measure_sampling(rounds, world):
     each = statistics.median(many["ours"]) / 1000
     print(f"  5 quatrains: {middle['predict a word'] / middle['ours']:.0f} times faster")
     print(f"  1,000 quatrains: {middle['predict a word'] / each:.0f} times faster a quatrain")
+    verse, _, epoch = build("verse")
+    epoch(), verse.write(5)
+    sides = {f"{n} drafts": lambda n=n: verse.write(5, seed=1, drafts=n) for n in (1, 16, 64)}
+    compare("   Writing 5 quatrains with recipe verse", rounds, "16 drafts", **sides)
 
 
 def measure_run(rounds, world):
-    folder = Path(tempfile.mkdtemp())
-    numbers = iter(range(10**6))
-    training = quatrains.make_folder(folder / "ours")
-    writers = {
-        part: quatrains.tf.summary.create_file_writer(str(training / part))
-        for part in ("", "train", "validation")
-    }
-    pairs = [*zip(world.corpus.numbers, world.corpus.texts, strict=True)]
-    state = world.rng.bit_generator.state
-    checkpoint = quatrains.Checkpoint(1, 1, state, {}, vars(DEFAULTS), pairs)
+    folder, prophet = Path(tempfile.mkdtemp()), world.prophet
+    numbers = itertools.count()
+    logs = quatrains.Logs(prophet.folder)
+    logs.set_model(prophet.model)
 
     def ours():
         run = next(numbers)
         for epoch in range(5):
-            metrics = world.epoch(world.rng)
-            quatrains.log_epoch(writers, 5 * run + epoch, metrics, checkpoint.best)
-        written = world.prophet.write(5, max_quote=8)
-        quatrains.report_quotes(written, 8)
-        quatrains.log_run(writers[""], world.model, 5 * run + 4, checkpoint.best, written)
-        quatrains.log_embedding(training, world.model, world.corpus.words)
-        quatrains.save_checkpoint(training / "checkpoint.keras", world.model, checkpoint)
+            world.epoch()
+            logs.on_epoch_end(5 * run + epoch, {"loss": 1.0, "val_loss": 1.0})
+        written = prophet.write(5)
+        quatrains.report_quotes(written, prophet.quoted)
+        logs.log_run(5 * run + 5, written, prophet)
+        quatrains.save_checkpoint(prophet)
 
     world.literal.fit(), ours()
     literal = {"literal port": lambda: world.literal.run(str(folder / str(next(numbers))))}
@@ -304,7 +309,7 @@ def measure_run(rounds, world):
 def measure_glove(rounds, _):
     folder = Path(tempfile.mkdtemp())
     text, archive = folder / "glove.6B.300d.txt", folder / "glove.6B.zip"
-    words = read_words(quatrains).words
+    words = quatrains.index_corpus(quatrains.read_corpus(CORPUS)).words
     rng = np.random.default_rng(1)
     names = [f"word{number}" for number in range(400_000)]
     for place, word in zip(rng.permutation(400_000), words[1:4501], strict=False):
@@ -354,24 +359,19 @@ def lap(name):
     global start
     print(name, time.perf_counter() - start); start = time.perf_counter()
 sys.path.insert(0, sys.argv[1])
-import quatrains as q, numpy as np
-from pathlib import Path
-from types import SimpleNamespace
-settings = SimpleNamespace(**{name: getattr(q, name) for name in q.SETTINGS})
-rng = np.random.default_rng(1)
-lap("import of the script")
-corpus = q.index_corpus(q.read_corpus(Path(sys.argv[1], "data", "quatrains.txt")))
-training, validation = q.make_samples(corpus, settings, rng)
-embeddings = q.start_embeddings(corpus.words, 300, "none", rng)
-q.learn_spelling(corpus.texts)
+sys.path.insert(0, sys.argv[1] + "/tests")
+import quatrains as q
+lap("import of the script and of TensorFlow")
+import benchmark
+lap("import of this benchmark")
+corpus = q.index_corpus(q.read_corpus(benchmark.CORPUS))
+q.make_samples(corpus, benchmark.DEFAULTS)
+q.learn_capitals(corpus.texts)
 lap("data")
-q.load_tensorflow(False)
-lap("import of TensorFlow")
-model = q.build_model(embeddings, 4, settings)
+epoch = benchmark.build()[2]
 lap("model")
-few = tuple(array[:512] for array in training)
-q.build_epoch(model, few, few, 512)(rng)
-lap("first step")
+epoch()
+lap("first epoch")
 """
 
 
@@ -428,7 +428,7 @@ def measure_growth(_, __):
             changed.append(" ".join(tokens))
         path.write_text("\n\n".join(changed), encoding="utf-8")
         printed, memory = train_once(path, epochs)
-        lines = [line for line in printed.splitlines() if line.startswith("Epoch")]
+        lines = [line for line in printed.splitlines() if "ms/step" in line or "s/step" in line]
         seconds = min(float(line.split(" - ")[1][:-1]) for line in lines[1:])
         counts = next(line for line in printed.splitlines() if line.startswith("Corpus"))
         print(

@@ -55,6 +55,39 @@ def arguments(**settings):
     return words
 
 
+def run(**settings):
+    """Run the script in this process as its command does, and return its exit status."""
+    import quatrains
+
+    stdout = sys.stdout  # What the script gives up where it cannot be written.
+    try:
+        with quatrains.plain_endings():
+            given = quatrains.read_command_line(arguments(**settings))
+            (quatrains.generate if given.generate else quatrains.train)(given)
+        return 0
+    except SystemExit as end:
+        return end.code
+    finally:
+        sys.stdout = stdout
+
+
+@pytest.fixture(autouse=True, scope="session")
+def without_xla():
+    """In this process models are trained without XLA, whose compiling takes longer than tests."""
+    import quatrains
+
+    build_model = quatrains.build_model
+
+    def build(*given):
+        model = build_model(*given)
+        model.compile_from_config(model.get_compile_config() | {"jit_compile": False})
+        return model
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(quatrains, "build_model", build)
+        yield
+
+
 def run_script(folder, **settings):
     """Run the script as a command, to its end, in a folder."""
     return subprocess.run(
@@ -110,11 +143,11 @@ def read_curve(folder, tag):
 
 
 def edited(**settings):
-    """The script's text with other values in the assignments at its top."""
+    """The script's text with other values in the fields at its top."""
     text = (ROOT / "quatrains.py").read_text(encoding="utf-8")
     for name, value in settings.items():
-        line = f"{name} = {value!r}".replace("\\", r"\\")
-        text, count = re.subn(rf"^{name} = .*$", line, text, count=1, flags=re.M)
+        field = re.compile(rf"^(    {name}: .* = ).*$", re.MULTILINE)
+        text, count = field.subn(lambda found, value=value: found[1] + repr(value), text, count=1)
         assert count == 1
     return text
 

@@ -31,7 +31,7 @@ def train(corpus, runs):
             lines = []
             for line in run.stdout:
                 lines.append(line)
-                if line.startswith(("Run", "Epoch 5/5")):
+                if line.startswith("Run ") or "val_loss" in line:
                     print(line.rstrip(), file=sys.stderr, flush=True)
         if run.returncode:
             sys.exit(run.returncode)
@@ -56,9 +56,9 @@ def main():
     for run, published in PUBLISHED.items():
         if str(run) not in runs[1::2]:
             continue
-        last = runs[runs.index(str(run)) + 1].split("Epoch 5/5")[1]
+        epochs = runs[runs.index(str(run)) + 1]
         for name, figure, tolerance in zip(NAMES, published, TOLERANCES, strict=True):
-            measured = float(re.search(rf"- {name}: ([\d.]+)", last)[1])
+            measured = float(re.findall(rf"- {name}: ([\d.]+)", epochs)[-1])
             # Of run 59 only the direction is known, not how far it may stray.
             holds = run != 12 or abs(measured - figure) <= tolerance
             rows.append((f"run {run}, {name}", str(figure), f"{measured:.4g}", holds))

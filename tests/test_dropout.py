@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-import quatrains
+from quatrains import hash_dropout, hashed_dropouts, keras, tf
 
 # Rates and seeds. One generator of Keras gives [s, k], [s, k + 1] and so on, to gates and to steps;
 # layers differ in s, and every epoch draws both anew.
@@ -19,20 +19,14 @@ ROWS, COLUMNS = 512, 300
 LAGS = (1, 2, 3, 128, 300, 301, 512)
 
 
-@pytest.fixture(scope="module")
-def tf():
-    quatrains.load_tensorflow(use_gpu=False)
-    return quatrains.tf
-
-
 @pytest.fixture(scope="module", params=SEEDS)
-def masks(tf, request):
+def masks(request):
     """A hundred masks, a row each; their elements have the mean 0 and the variance 1."""
     rate, seeds = SEEDS[request.param]
 
     @tf.function(autograph=False)
     def draw(seed):
-        return quatrains.hash_dropout(tf.ones((ROWS, COLUMNS)), rate, seed)
+        return hash_dropout(tf.ones((ROWS, COLUMNS)), rate, seed)
 
     drawn = np.array([draw(seed).numpy().ravel() for seed in np.array(seeds)])
     return ((drawn > 0) - (1 - rate)).astype("float32") / np.float32(rate * (1 - rate)) ** 0.5
@@ -55,11 +49,11 @@ def upper(square):
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.3, 0.5, 0.9])
-def test_so_many_are_hidden_and_the_others_make_up_for_it(tf, rate):
+def test_so_many_are_hidden_and_the_others_make_up_for_it(rate):
     ones = tf.ones((1000, 999))
     shares = []
     for seed in np.random.default_rng(2).integers(0, 2**31 - 2, (10, 2)):
-        values = quatrains.hash_dropout(ones, rate, seed).numpy()
+        values = hash_dropout(ones, rate, seed).numpy()
         assert np.unique(values) == pytest.approx([0, 1 / (1 - rate)], rel=1e-6)
         shares.append((values == 0).mean())
     error = math.sqrt(rate * (1 - rate) / values.size)
@@ -69,33 +63,33 @@ def test_so_many_are_hidden_and_the_others_make_up_for_it(tf, rate):
 
 @pytest.mark.parametrize("shape", [(1,), (7,), (3, 5), (2, 3, 5), (4, 1, 6)], ids=str)
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
-def test_any_shape_and_type_comes_back(tf, shape, dtype):
+def test_any_shape_and_type_comes_back(shape, dtype):
     values = np.random.default_rng(3).uniform(1, 2, shape).astype(dtype)
-    hidden = quatrains.hash_dropout(tf.constant(values), 0.5, (1, 2))
+    hidden = hash_dropout(tf.constant(values), 0.5, (1, 2))
     assert (hidden.dtype, hidden.shape) == (dtype, shape)
-    mask = quatrains.hash_dropout(tf.ones(shape, dtype), 0.5, (1, 2)).numpy()
+    mask = hash_dropout(tf.ones(shape, dtype), 0.5, (1, 2)).numpy()
     assert set(np.unique(mask)) <= {0, 2}
     assert np.array_equal(hidden, values * mask)
 
 
-def test_noise_shape_is_shared_along_its_ones(tf):
+def test_noise_shape_is_shared_along_its_ones():
     values = np.random.default_rng(4).uniform(1, 2, (32, 5, 9)).astype("float32")
     # Keras gives it as a tensor.
     for shape in ((32, 1, 9), (1, 5, 9), (32, 5, 1)):
-        hidden = quatrains.hash_dropout(tf.constant(values), 0.5, (1, 2), tf.stack(shape))
-        mask = quatrains.hash_dropout(tf.ones(shape), 0.5, (1, 2)).numpy()
+        hidden = hash_dropout(tf.constant(values), 0.5, (1, 2), tf.stack(shape))
+        mask = hash_dropout(tf.ones(shape), 0.5, (1, 2)).numpy()
         assert np.array_equal(hidden, values * mask)
         assert 0.3 < (mask == 0).mean() < 0.7
 
 
 @pytest.mark.parametrize("seed", [(0, 0), (1, 2), (2**31 - 3, 2**31 - 3)], ids=str)
-def test_masks_are_the_same_compiled_and_not(tf, seed):
+def test_masks_are_the_same_compiled_and_not(seed):
     ones, seed = tf.ones((65, 33)), tf.constant(seed, tf.int32)
-    eager = quatrains.hash_dropout(ones, 0.3, seed)
+    eager = hash_dropout(ones, 0.3, seed)
     for xla in (False, True):
-        compiled = tf.function(quatrains.hash_dropout, jit_compile=xla, autograph=False)
+        compiled = tf.function(hash_dropout, jit_compile=xla, autograph=False)
         assert np.array_equal(compiled(ones, 0.3, seed), eager)
-    other = quatrains.hash_dropout(ones, 0.3, tf.add(seed, (0, 1)))
+    other = hash_dropout(ones, 0.3, tf.add(seed, (0, 1)))
     assert not np.array_equal(other, eager)
 
 
@@ -142,18 +136,14 @@ def test_pairs_and_parities_are_independent(masks):
 def draw_masks(generator, shape, rate, count):
     """The masks that this generator of Keras will have drawn next, and what it is at then."""
     (s, k), bound = generator.state.numpy().tolist(), 2**31 - 2
-    ones = quatrains.tf.ones(shape)
+    ones = tf.ones(shape)
     seeds = [(s % bound, (k + i) % bound) for i in range(count)]
-    return [quatrains.hash_dropout(ones, rate, seed).numpy() for seed in seeds]
-
-
-def sigmoid(x):
-    return 1 / (1 + np.exp(-x))
+    return [hash_dropout(ones, rate, seed).numpy() for seed in seeds]
 
 
 @pytest.mark.parametrize("unroll", [True, False], ids=["unrolled", "looped"])
-def test_a_gru_hides_the_same_at_all_words_by_sample_and_gate(tf, unroll):
-    layer = quatrains.keras.layers.GRU(
+def test_a_gru_hides_the_same_at_all_words_by_sample_and_gate(unroll):
+    layer = keras.layers.GRU(
         6, dropout=0.3, recurrent_dropout=0.5, bias_initializer="normal", unroll=unroll
     )
     layer.build((20, 4, 5))
@@ -166,7 +156,7 @@ def test_a_gru_hides_the_same_at_all_words_by_sample_and_gate(tf, unroll):
 
     @tf.function(jit_compile=True, autograph=False)
     def call(x):
-        with quatrains.hashed_dropouts():
+        with hashed_dropouts():
             return layer(x, training=True)
 
     given = call(x)
@@ -180,26 +170,25 @@ def test_a_gru_hides_the_same_at_all_words_by_sample_and_gate(tf, unroll):
             of_input = x[:, word] * inputs_and_states[gate] @ kernel[:, part] + bias[part]
             of_state = state * inputs_and_states[3 + gate] @ recurrent[:, part]
             gates.append((of_input, of_state + recurrent_bias[part]))
-        update, reset = (sigmoid(sum(parts)) for parts in gates[:2])
+        update, reset = (1 / (1 + np.exp(-sum(parts))) for parts in gates[:2])
         state = update * state + (1 - update) * np.tanh(gates[2][0] + reset * gates[2][1])
     assert given.numpy() == pytest.approx(state, abs=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("name", "given", "shape"),
-    [
-        ("Dropout", {}, (20, 4, 5)),
-        ("Dropout", {"noise_shape": (None, 1, None)}, (20, 1, 5)),
-        ("SpatialDropout1D", {}, (20, 1, 5)),
-    ],
-)
-def test_the_dropout_layers_hide_by_these_masks(tf, name, given, shape):
-    layer = getattr(quatrains.keras.layers, name)(0.3, **given)
+LAYERS = {
+    "of elements": (keras.layers.Dropout(0.3), (20, 4, 5)),
+    "with a shape": (keras.layers.Dropout(0.3, noise_shape=(None, 1, None)), (20, 1, 5)),
+    "of columns": (keras.layers.SpatialDropout1D(0.3), (20, 1, 5)),
+}
+
+
+@pytest.mark.parametrize(("layer", "shape"), LAYERS.values(), ids=LAYERS)
+def test_the_dropout_layers_hide_by_these_masks(layer, shape):
     x = np.random.default_rng(6).uniform(1, 2, (20, 4, 5)).astype("float32")
 
     @tf.function(jit_compile=True, autograph=False)
     def call(x):
-        with quatrains.hashed_dropouts():
+        with hashed_dropouts():
             return layer(x, training=True), layer(x, training=False)
 
     for mask in draw_masks(layer.seed_generator, shape, 0.3, 3):
@@ -208,11 +197,11 @@ def test_the_dropout_layers_hide_by_these_masks(tf, name, given, shape):
         assert np.array_equal(whole, x)
 
 
-def test_tensorflows_own_dropout_is_back_afterwards(tf):
+def test_tensorflows_own_dropout_is_back_afterwards():
     theirs = tf.nn.experimental.stateless_dropout
-    with quatrains.hashed_dropouts():
-        assert tf.nn.experimental.stateless_dropout is quatrains.hash_dropout
+    with hashed_dropouts():
+        assert tf.nn.experimental.stateless_dropout is hash_dropout
     assert tf.nn.experimental.stateless_dropout is theirs
-    with pytest.raises(ZeroDivisionError), quatrains.hashed_dropouts():
+    with pytest.raises(ZeroDivisionError), hashed_dropouts():
         1 / 0  # noqa: B018
     assert tf.nn.experimental.stateless_dropout is theirs

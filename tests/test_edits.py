@@ -1,208 +1,194 @@
 """Edits of `build_model`, made in the text of the script as its users make them, and run."""
 
-import contextlib
 import importlib.util
-import io
 import itertools
-import os
 import re
 import shutil
 import subprocess
 import sys
-from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from google.protobuf import text_format
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.projector import ProjectorConfig
 
 import quatrains
-from conftest import ROOT, SMALL, arguments, write_verses
+from conftest import ROOT, SMALL, arguments, read_curve, write_verses
+from quatrains import keras
 
-# The verses give 38 batches to train on and 2 to validate with. A last one of another size, and
+# The verses give 19 batches to train on and one to validate with. A last one of another size, and
 # longer phrases, would be more to compile.
-VERSES = 35
+VERSES = {"quatrains": 17, "seed": 56}
 TRAINING = {"corpus": "verses.txt", "epochs_per_run": 1, "phrase_len": 2, "batch_size": 20}
-TRAINING = SMALL | TRAINING
+TRAINING = SMALL | TRAINING | {"quatrains_per_run": 1, "max_words": 8}
 
-GRU, GRU_END = "keras.layers.GRU(", 'name="GRU",\n        ),'
-EMBEDDING = 'keras.layers.Embedding(words, dim, name="embedding"),'
-DENSE = 'keras.layers.Dense(words, activation="softmax", name="dense"),'
-SEQUENTIAL = 'model = keras.Sequential(layers, name="quatrains")'
+TEXT = (ROOT / "quatrains.py").read_text(encoding="utf-8")
+GRU, GRU_END = "keras.layers.GRU(", 'name="GRU",\n        )\n    )\n'
+WHOLE_GRU = re.search(
+    r"    model\.add\(\n        keras\.layers\.GRU\(.*?\n    \)\n", TEXT, re.DOTALL
+)[0]
+ADD_EMBEDDING = "    model.add(embedding)\n"
+DENSE = '    model.add(keras.layers.Dense(words, activation="softmax"))\n'
+COMPILE = "    model.compile(\n"
 OPTIMIZER = "keras.optimizers.RMSprop(settings.learning_rate)"
-FIGURES = ("loss", "acc", "cross_entropy")
-LOSS = 'loss=SmoothedCrossEntropy(share) if share else "sparse_categorical_crossentropy"'
-# What is written for what stands there.
+LOSS = 'loss="sparse_categorical_crossentropy"'
+METRICS = "metrics=["
+ONE_MORE = {METRICS: 'metrics=[keras.metrics.SparseTopKCategoricalAccuracy(k=5, name="top5"), '}
+LSTMS = """\
+    model.add(keras.layers.LSTM(8, dropout=0.3, unroll=True, return_sequences=True))
+    model.add(keras.layers.LSTM(8, dropout=0.3, unroll=True))
+    model.add(keras.layers.Dropout(0.3))
+"""
+TWO_EMBEDDINGS = """\
+    phrases = keras.Input((phrase_len,), dtype="int32")
+    vectors = embedding(phrases) + keras.layers.Embedding(3, dim)(phrases % 3)
+    for layer in model.layers[1:]:
+        vectors = layer(vectors)
+    model = keras.Model(phrases, vectors)
+"""
+# What is written for what stands there, beside what XLA is turned off by.
 EDITS = {
-    "an LSTM": {GRU: "keras.layers.LSTM("},
-    "a second GRU": {GRU_END: f"return_sequences=True,\n {GRU_END}\n keras.layers.GRU(8),"},
-    "a dropout": {DENSE: f"keras.layers.Dropout(0.3),\n {DENSE}"},
-    "no bias": {'name="dense"': 'name="dense", use_bias=False'},
-    "no recurrent dropout": {"recurrent_dropout=settings.dropout": "recurrent_dropout=0"},
+    "the README's": {WHOLE_GRU: LSTMS} | ONE_MORE,
+    "a dropout": {DENSE: f"    model.add(keras.layers.Dropout(0.3))\n{DENSE}"},
+    "a dense layer": {DENSE: f'    model.add(keras.layers.Dense(64, activation="relu"))\n{DENSE}'},
     "another loss": {LOSS: 'loss="mse"'},
-    "one more metric": {
-        'name="acc"),': 'name="acc"), keras.metrics.SparseTopKCategoricalAccuracy(5, "top5"),'
-    },
+    "one more metric": ONE_MORE,
+    "an embedding inside": {ADD_EMBEDDING: "    model.add(keras.Sequential([embedding]))\n"},
+    "two embeddings": {COMPILE: TWO_EMBEDDINGS + COMPILE},
+    "loss scaling": {OPTIMIZER: f"keras.optimizers.LossScaleOptimizer({OPTIMIZER}, 1024.0, 3)"},
+    "no bias": {'activation="softmax"': 'activation="softmax", use_bias=False'},
+    "no recurrent dropout": {"recurrent_dropout=settings.dropout": "recurrent_dropout=0"},
     "another activation": {'name="GRU"': 'name="GRU", activation="relu"'},
-    "both directions": {GRU: f"keras.layers.Bidirectional({GRU}", GRU_END: GRU_END[:-1] + "),"},
+    "both directions": {
+        GRU: f"keras.layers.Bidirectional({GRU}",
+        GRU_END: GRU_END.replace("        )", "        ))"),
+    },
     "a functional model": {
-        SEQUENTIAL: "outputs = layers[0]\n"
-        "    for layer in layers[1:]:\n"
-        "        outputs = layer(outputs)\n"
-        "    model = keras.Model(layers[0], outputs)"
+        COMPILE: f"    model = keras.Model(model.inputs[0], model.outputs[0])\n{COMPILE}"
     },
     "another initializer": {'name="GRU"': 'name="GRU", kernel_initializer="he_normal"'},
     "a loop": {"unroll=phrase_len <= 8": "unroll=False"},
-    "a spatial dropout": {EMBEDDING: f"{EMBEDDING}\n keras.layers.SpatialDropout1D(0.3),"},
+    "a spatial dropout": {
+        ADD_EMBEDDING: f"{ADD_EMBEDDING}    model.add(keras.layers.SpatialDropout1D(0.3))\n"
+    },
     "AdamW with a schedule": {
         OPTIMIZER: "keras.optimizers.AdamW(keras.optimizers.schedules.CosineDecay(0.01, 60))"
     },
+    "outputs in bfloat16": {'activation="softmax"': 'activation="softmax", dtype="bfloat16"'},
 }
-# Tried only with --long, for each takes half a minute.
-RARER = ("both directions", "a functional model", "another initializer", "a loop")
-RARER += ("a spatial dropout", "AdamW with a schedule")
+CASES = [(name, "2017") for name in EDITS if name != "a dropout"]
+CASES += [("the README's", "verse"), ("a dropout", "verse")]
+# The others are tried only with --long, for each takes some seconds.
+USUAL = ("the README's", "a dense layer", "another loss", "two embeddings", "loss scaling")
+USUAL = [("a dropout", "verse"), *((name, "2017") for name in USUAL)]
 # Edits after which the figures are what they were.
-SAME = ("one more metric", "a functional model", "a loop")
+SAME = ("one more metric", "loss scaling", "a functional model", "a loop", "an embedding inside")
 
 
-def write_edit(folder, edits):
-    """Write the script with edits into a folder."""
-    text = (ROOT / "quatrains.py").read_text(encoding="utf-8")
-    for old, new in edits.items():
+def load_edit(folder, edits, number=itertools.count()):  # noqa: B008
+    """Write the script with edits into a folder, and load it as a module of its own."""
+    text = TEXT
+    for old, new in (edits | {"jit_compile=True": "jit_compile=False"}).items():
         assert text.count(old) == 1, old
         text = text.replace(old, new)
-    path = folder / "edited.py"
+    path = folder / f"edited_{next(number)}.py"
     path.write_text(text, encoding="utf-8")
-    return path
-
-
-def load_edit(path, number=itertools.count()):  # noqa: B008
-    """Load a script as a module of its own."""
-    spec = importlib.util.spec_from_file_location(f"edited_{next(number)}", path)
+    spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
 
 
-def run_edit(module, folder, **settings):
-    """Run the main function of an edit in a folder; return its status and what it printed."""
-    out, err = io.StringIO(), io.StringIO()
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            status = module.main(arguments(**settings))
-    finally:
-        os.chdir(before)
-    return status, out.getvalue(), err.getvalue()
+def train_edit(folder, edits, **settings):
+    """Train two runs with an edit; `cut` in the folder is the training as the first left it."""
+    write_verses(folder / "verses.txt", **VERSES)
+    module = load_edit(folder, edits)
+    save = module.save_checkpoint
+
+    def save_and_copy(prophet):
+        save(prophet)
+        if prophet.runs == 1:
+            shutil.copytree(prophet.folder, folder / "cut")
+
+    module.save_checkpoint = save_and_copy
+    return module, module.train(module.Settings(**TRAINING | settings))
 
 
-def run_process(path, **settings):
-    """Run an edit as its user does; return its status and what it printed."""
-    command = [sys.executable, path, *arguments(**settings)]
-    done = subprocess.run(command, cwd=path.parent, capture_output=True, text=True)
-    return done.returncode, done.stdout, done.stderr
-
-
-def read_figures(printed):
-    """Read the figures of the epochs that were printed."""
-    lines = re.findall(r"^Epoch 1/1 - [\d.]+s - (.*)$", printed, re.MULTILINE)
-    return [
-        {name: float(value) for name, value in (item.split(": ") for item in line.split(" - "))}
-        for line in lines
-    ]
-
-
-def check_validation(figures, checkpoint, **custom_objects):
-    """See that plain Keras finds the figures of validation with the model of a checkpoint."""
-    model = quatrains.keras.models.load_model(checkpoint, custom_objects)
-    model.jit_compile = False
-    verses = checkpoint.parents[1] / "verses.txt"
-    corpus = quatrains.index_corpus(quatrains.read_corpus(verses))
-    rng = np.random.default_rng(TRAINING["seed"])
-    shape = SimpleNamespace(phrase_len=TRAINING["phrase_len"], padding=False, weighted=True)
-    phrases, targets, _ = quatrains.make_samples(corpus, shape, rng)[1]
-    evaluated = model.evaluate(phrases, targets[:, None], 20, verbose=0, return_dict=True)
-    assert len(targets) == 40
-    validated = {name[4:]: value for name, value in figures.items() if name.startswith("val_")}
-    assert validated == pytest.approx(evaluated, rel=1e-5, abs=6e-5)
+def check_validation(prophet, epoch, path, **custom_objects):
+    """See that plain Keras finds the figures of an epoch with the model of a checkpoint."""
+    model = keras.models.load_model(path, custom_objects)
+    model.run_eagerly = True
+    phrases, targets, _ = quatrains.make_samples(prophet.corpus, prophet.settings)[1]
+    evaluated = model.evaluate(phrases, targets, 20, verbose=0, return_dict=True)
+    figures = prophet.history.history
+    validated = {name[4:]: figures[name][epoch] for name in figures if name.startswith("val_")}
+    assert validated == pytest.approx(evaluated, rel=1e-4)
     return model
 
 
 def check_curves(figures, folder):
     """See that TensorBoard has the figures of all epochs, one curve each."""
-    for part, prefix in (("train", ""), ("validation", "val_")):
-        events = EventAccumulator(str(folder / part)).Reload()
-        names = {name for name in figures[0] if name.startswith("val_") == bool(prefix)}
-        assert {prefix + tag for tag in events.Tags()["tensors"]} == names
-        for tag in events.Tags()["tensors"]:
-            curve = [quatrains.tf.make_ndarray(each.tensor_proto) for each in events.Tensors(tag)]
-            assert [each.step for each in events.Tensors(tag)] == [*range(len(figures))]
-            assert curve == pytest.approx([each[prefix + tag] for each in figures], 1e-6, 6e-5)
+    for name, values in figures.items():
+        place = "validation" if name.startswith("val_") else "train"
+        curve = read_curve(folder / place, name.removeprefix("val_"))
+        assert curve == pytest.approx(dict(enumerate(values, 1)), rel=1e-6)
 
 
-def train_edit(folder, edits):
-    """Train two runs with an edit; `cut` in the folder is the training as it was after the first.
-
-    Returns the edit as a module, and the figures of both epochs.
-    """
-    write_verses(folder / "verses.txt", VERSES)
-    module = load_edit(write_edit(folder, edits))
-    save = module.save_checkpoint
-
-    def save_and_copy(path, *what):
-        save(path, *what)
-        if not (folder / "cut").exists():
-            shutil.copytree(folder / path.parent, folder / "cut")
-
-    module.save_checkpoint = save_and_copy
-    status, printed, err = run_edit(module, folder, **TRAINING)
-    assert (status, err) == (0, "")
-    return module, read_figures(printed)
+def check_projector(folder, words):
+    """See that the projector has matrices with a row for each word, and no others."""
+    config = (folder / "projector_config.pbtxt").read_text()
+    (shown,) = text_format.Parse(config, ProjectorConfig()).embeddings
+    assert [*shown.tensor_shape] == [words, 8]
+    assert (folder / shown.tensor_path).stat().st_size == words * 8 * 4
 
 
 @pytest.fixture(scope="module")
 def unedited(tmp_path_factory):
     """The figures of the script as it is."""
-    quatrains.load_tensorflow(use_gpu=False)
-    return train_edit(tmp_path_factory.mktemp("unedited"), {})[1]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder := tmp_path_factory.mktemp("unedited"))
+        return train_edit(folder, {})[1].history.history
 
 
 @pytest.mark.parametrize(
-    "name",
-    [pytest.param(name, marks=[pytest.mark.long] * (name in RARER)) for name in EDITS],
+    ("name", "recipe"),
+    [pytest.param(*case, marks=[pytest.mark.long] * (case not in USUAL)) for case in CASES],
 )
-def test_an_edit_is_trained_validated_resumed_and_written_with(unedited, tmp_path, name):
-    module, (first, second) = train_edit(tmp_path, EDITS[name])
-    if name in SAME:
-        shared = [{key: epoch[key] for key in unedited[0]} for epoch in (first, second)]
-        for ours, theirs in zip(shared, unedited, strict=True):
-            assert ours == pytest.approx(theirs, abs=2e-4)
-    else:
-        assert all(first[key] != unedited[0][key] for key in ("loss", "val_loss"))
-    new = {"top5", "val_top5"} if name == "one more metric" else set()
-    assert first.keys() == {*FIGURES, *(f"val_{name}" for name in FIGURES)} | new
+def test_an_edit_acts_in_training_validation_resuming_and_writing(
+    unedited, tmp_path, monkeypatch, capsys, name, recipe
+):
+    monkeypatch.chdir(tmp_path)
+    module, prophet = train_edit(tmp_path, EDITS[name], recipe=recipe)
+    figures = prophet.history.history
+    names = {*unedited, *(["top5", "val_top5"] if METRICS in EDITS[name] else [])}
+    assert figures.keys() == names
+    for key in ("loss", "acc", "val_loss", "val_acc"):
+        if name in SAME:
+            assert figures[key] == pytest.approx(unedited[key], rel=1e-4)
+        elif "loss" in key:
+            assert figures[key] != pytest.approx(unedited[key], rel=1e-4)
 
     cut = tmp_path / "cut"
-    check_validation(first, cut / "checkpoint.keras")
-    status, printed, err = run_edit(module, tmp_path, resume=True, runs=2, logs="cut")
-    assert (status, err) == (0, "")
-    assert read_figures(printed) == [second]
-    model = check_validation(second, cut / "checkpoint.keras")
-    check_curves([first, second], cut)
+    check_validation(prophet, 0, cut / "checkpoint.keras")
+    resumed = module.train(module.Settings(resume=True, runs=2, logs="cut"))
+    assert resumed.history.history == {key: values[1:] for key, values in figures.items()}
+    model = check_validation(prophet, 1, cut / "checkpoint.keras")
+    states = [each.optimizer.variables for each in (prophet.model, model)]
+    for whole, parted in zip(*states, strict=True):
+        assert np.array_equal(whole, parted)
+    check_curves(figures, cut)
+    check_projector(cut, len(prophet.corpus.words))
     drawn = [tag for tag in EventAccumulator(str(cut)).Reload().Tags()["tensors"] if "weig" in tag]
     assert len(drawn) == len(model.trainable_weights)
-    how = {"generate": 2, "logs": "cut", "raw": True, "opening": "king"}
-    status, printed, err = run_edit(module, tmp_path, **how)
-    assert status == 0
-    assert [line.split()[0] for line in printed.splitlines()] == ["king", "king"]
+    capsys.readouterr()
+    module.generate(module.Settings(generate=2, logs="cut", raw=True, opening="king"))
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["king", "king"]
 
 
 OWN = {
-    "def build_model(": """import keras
-
-
+    "def build_model(": """\
 class Blend(keras.layers.Layer):
     def __init__(self, share=0.5, **kwargs):
         super().__init__(**kwargs)
@@ -218,6 +204,12 @@ class Blend(keras.layers.Layer):
         return super().get_config() | {"share": self.share}
 
 
+class Halved(keras.Sequential):
+    def train_step(self, data):
+        phrases, targets, weights = data
+        return super().train_step((phrases, targets, weights / 2))
+
+
 def surprise(targets, predicted):
     losses = keras.losses.sparse_categorical_crossentropy(targets, predicted)
     return 2 * losses
@@ -228,62 +220,77 @@ def certainty(targets, predicted):
 
 
 def build_model(""",
-    DENSE: f"Blend(0.7),\n {DENSE}",
+    "model = keras.Sequential(": "model = Halved(",
+    DENSE: f"    model.add(Blend(0.7))\n{DENSE}",
     LOSS: "loss=surprise",
-    'name="acc"),': 'name="acc"), certainty,',
+    METRICS: "metrics=[certainty, ",
 }
 
 
-def test_layers_losses_and_metrics_of_ones_own_go_on_in_another_process(unedited, tmp_path):
-    path = write_edit(tmp_path, OWN)
-    write_verses(tmp_path / "verses.txt", VERSES)
-    status, printed, _ = run_process(path, **TRAINING | {"runs": 1})
-    assert status == 0
-    figures = read_figures(printed)
-    assert figures[0]["val_loss"] > 1.5 * unedited[0]["val_loss"]
-    assert 0 < figures[0]["certainty"] < 1
-    (checkpoint,) = tmp_path.glob("logs/*/checkpoint.keras")
-    (tmp_path / "cut").mkdir()
-    shutil.copy(checkpoint, tmp_path / "cut")
-    module = load_edit(path)
-    own = {name: getattr(module, name) for name in ("Blend", "surprise", "certainty")}
-    check_validation(figures[0], tmp_path / "cut" / "checkpoint.keras", **own)
-
-    status, printed, _ = run_process(path, resume=True, runs=2)
-    assert status == 0
-    figures += read_figures(printed)
-    shutil.copy(checkpoint, tmp_path / "cut")
-    model = check_validation(figures[1], tmp_path / "cut" / "checkpoint.keras", **own)
+def test_layers_steps_losses_and_metrics_of_ones_own_go_on_in_another_process(
+    unedited, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    module, prophet = train_edit(tmp_path, OWN)
+    figures = prophet.history.history
+    assert figures["val_loss"][0] > 1.5 * unedited["val_loss"][0]
+    assert figures["loss"][0] < 1.2 * unedited["loss"][0]
+    assert 0 < figures["certainty"][0] < 1
+    given = arguments(resume=True, runs=2, logs="cut")
+    command = [sys.executable, module.__file__, *given]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    names = ("Blend", "Halved", "surprise", "certainty")
+    own = {name: getattr(module, name) for name in names}
+    model = check_validation(prophet, 1, tmp_path / "cut" / "checkpoint.keras", **own)
+    assert type(model) is module.Halved
     assert [layer.share for layer in model.layers if type(layer) is module.Blend] == [0.7]
-    check_curves(figures, checkpoint.parent)
-    status, printed, _ = run_process(path, generate=2, raw=True)
-    assert (status, len(printed.splitlines())) == (0, 2)
+    check_curves(figures, tmp_path / "cut")
 
 
 WRONG = {
     "too many words": ({"Dense(words,": "Dense(words + 1,"}, r"\(2, 30\)"),
-    "sequences": ({'name="GRU"': 'name="GRU", return_sequences=True'}, r"\(2, 2, 29\)"),
-    "no softmax": ({'activation="softmax", ': ""}, "from -"),
-    "another loss": ({LOSS: 'loss="categorical_crossentropy"'}, "same shape"),
-    "not compiled": ({"model.compile(": "dict("}, "compile"),
-    # Keras saves it, and then refuses to load it, for it is code.
-    "a lambda": ({DENSE: f"keras.layers.Lambda(lambda x: 2 * x),\n {DENSE}"}, "Lambda"),
+    "sequences": ({GRU_END: f"return_sequences=True,\n{GRU_END}"}, r"\(2, 2, 29\)"),
+    "no activation": ({', activation="softmax"': ""}, "from -"),
+    "relu": ({'activation="softmax"': 'activation="relu"'}, "from 0 with the sum"),
+    "sigmoid": ({'activation="softmax"': 'activation="sigmoid"'}, "with the sum 1[0-9]"),
 }
 
 
-@pytest.mark.parametrize("name", WRONG)
-@pytest.mark.usefixtures("unedited")
-def test_a_model_of_another_kind_is_refused_in_a_line_before_anything_is_made(tmp_path, name):
-    edits, reason = WRONG[name]
-    write_verses(tmp_path / "verses.txt", VERSES)
-    path = write_edit(tmp_path, edits)
-    if name == "sequences":
-        status, _, err = run_process(path, **TRAINING)
-    else:
-        status, _, err = run_edit(load_edit(path), tmp_path, **TRAINING)
-    assert status == 2
-    assert re.fullmatch(
-        rf"quatrains: build_model does not return what it should \(.*{reason}.*\): see its .*\n",
-        err,
-    )
+@pytest.mark.parametrize(("edits", "found"), WRONG.values(), ids=WRONG)
+def test_a_model_whose_output_is_no_distribution_is_refused_in_a_line(
+    tmp_path, monkeypatch, edits, found
+):
+    monkeypatch.chdir(tmp_path)
+    wanted = r"\(2, 29\) probabilities, none negative, each row with the sum 1"
+    told = rf"build_model: two phrases must give {wanted}, and give .*{found}.*"
+    with pytest.raises(Exception, match=rf"^{told}$") as raised:
+        train_edit(tmp_path, edits)
+    assert raised.typename == "InputError"
+    assert not (tmp_path / "logs").exists()
+
+
+BROKEN = {
+    "a name that Keras lacks": ({'activation="softmax"': 'activation="softest"'}, "softest"),
+    "not compiled": ({"model.compile(": "dict("}, "compile"),
+    "a loss of other targets": ({LOSS: 'loss="categorical_crossentropy"'}, "same shape"),
+    # Keras saves it, and then refuses to load it, for it is code.
+    "a lambda": (
+        {DENSE: f"    model.add(keras.layers.Lambda(lambda x: 2 * x))\n{DENSE}"},
+        "Lambda",
+    ),
+}
+
+
+@pytest.mark.parametrize(("edits", "found"), BROKEN.values(), ids=BROKEN)
+def test_what_keras_raises_keeps_its_traceback_and_nothing_is_made(
+    tmp_path, monkeypatch, edits, found
+):
+    monkeypatch.chdir(tmp_path)
+    module = load_edit(tmp_path, edits)
+    write_verses(tmp_path / "verses.txt", **VERSES)
+    with pytest.raises(Exception, match=found) as raised, module.plain_endings():
+        module.train(module.Settings(**TRAINING))
+    assert raised.typename in ("ValueError", "TypeError")
+    assert {"build_model", "check_model"} & {entry.name for entry in raised.traceback}
     assert not (tmp_path / "logs").exists()

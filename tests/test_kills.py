@@ -1,94 +1,73 @@
-"""A hundred kills at random moments: whatever comes next finds all trainings whole. Long."""
+"""Kills at random moments: whatever comes next finds all trainings whole."""
 
 import random
 import re
+import signal
 import threading
-import time
-from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
 import quatrains
-from conftest import (
-    SMALL,
-    read_curve,
-    read_files,
-    run_script,
-    start_script,
-    wait_for,
-    write_verses,
-)
+from conftest import QUICK, read_curve, read_files, run, start_script, wait_for
 
-pytestmark = pytest.mark.long
-
-SETTINGS = SMALL | {"corpus": "verses.txt", "runs": 100_000, "epochs_per_run": 1}
+NEW = QUICK | {"runs": 100_000, "epochs_per_run": 1}
+GO_ON = {"resume": True, "runs": 100_000}
+# Into compiling, the first writing, the first saving, and the runs after it.
+MOMENTS = (("Run ", 3), ("Epoch ", 1), ("Longest ", 0.3), ("Longest ", 2))
 
 
-def train_and_kill(folder, settings, line, seconds):
-    """Kill a training some seconds after it has printed such a line; return what it had printed."""
-    process = start_script(folder, **settings)
+def train_and_kill(draw, moments, **settings):
+    """Kill a training some time after it has printed a line; return all that it printed."""
+    line, most = draw.choice(moments)
+    number = draw.choice((signal.SIGKILL, signal.SIGTERM))
+    process = start_script(".", **settings)
     told = wait_for(process, line)
-    threading.Timer(seconds, process.kill).start()
+    threading.Timer(draw.uniform(0, most), process.send_signal, [number]).start()
     rest, errors = process.communicate(timeout=60)
-    assert (process.returncode, errors) == (-9, "")
+    assert (process.returncode, errors) == (-number, "")
     return told + rest
 
 
-def kill_many(folder, kills, seed):
-    draw = random.Random(seed)
-    write_verses(folder / "verses.txt")
-    done, begun = 0, {}
+def kill_many(kills, draw, moments):
+    """Kill new trainings and resumed ones; return how many kills left a checkpoint."""
+    done, runs = 0, {}  # By checkpoint.
     for _ in range(kills):
-        before = read_files(folder)
-        paths = sorted(folder.glob("logs/*/checkpoint.keras"))
-        resumed = bool(paths) and draw.random() < 0.8
-        if resumed and draw.random() < 0.1:
-            written = run_script(folder, generate=1)
-            assert written.returncode == 0
-            assert written.stderr.startswith(f"\nFrom {paths[-1].relative_to(folder)}")
-            assert read_files(folder) == before
-        # Into compiling, the first writing, the first saving, and the runs after it.
-        moment = draw.choice((("Run ", 3), ("Epoch ", 1), ("Longest ", 0.3), ("Longest ", 2)))
-        settings = {"resume": True, "runs": 100_000} if resumed else SETTINGS
-        told = train_and_kill(folder, settings, moment[0], draw.uniform(0, moment[1]))
-
-        runs = [int(run) for run in re.findall(r"^Run (\d+)$", told, re.MULTILINE)]
-        after = read_files(folder)
-        if resumed:
-            path = paths[-1]
-            assert runs[0] == begun[path], told
-            assert f"Going on after run {runs[0] - 1} from {path.relative_to(folder)}" in told
+        before = read_files(Path())
+        path = max(runs, key=lambda path: path.stat().st_mtime_ns, default=None)
+        if path and draw.random() < 0.8:
+            told = train_and_kill(draw, moments, **GO_ON)
+            going = f"Going on after run {runs[path] - 1} with the model saved in {path}.\n"
+            assert told.startswith(going)
         else:
-            assert runs[0] == 0
-            (own,) = {file.parent for file in after.keys() - before.keys() if file.name == "lock"}
-            path = own / "checkpoint.keras"
-        others = {file: data for file, data in before.items() if path.parent not in file.parents}
+            told = train_and_kill(draw, moments, **NEW)
+            (lock,) = {*Path().rglob("lock")} - {*before}
+            path = lock.with_name("checkpoint.keras")
+        first, *_, last = [int(run) for run in re.findall(r"^Run (\d+)$", told, re.MULTILINE)] * 2
+        assert first == runs.get(path, 0)
+        after = read_files(Path())
+        others = {file: before[file] for file in before if path.parent not in file.parents}
         assert {file: after.get(file) for file in others} == others
         if path.exists():
-            checkpoint, corpus = quatrains.read_checkpoint(path)
-            quatrains.load_model(path, len(corpus.words), 4)
-            assert checkpoint.runs in (runs[-1], runs[-1] + 1)
-            begun[path] = checkpoint.runs
-            done += 1
-        else:
-            assert not resumed
-            assert runs == [0]
+            runs[path] = quatrains.load_checkpoint(path, quatrains.Settings()).runs
+            assert runs[path] in (last, last + 1)
+            assert run(generate=1) == 0
+            assert read_files(Path()) == after
+        done += path.exists()
+    for path, number in runs.items():
+        assert run(resume=True, runs=number + 1, logs=path.parent) == 0
+        for half in ("train", "validation"):
+            assert [*read_curve(path.parent / half, "loss")] == [*range(1, number + 2)]
     return done
 
 
-def test_a_hundred_kills(tmp_path):
-    """In two folders side by side, for there are two cores."""
-    quatrains.load_tensorflow(use_gpu=False)
-    folders = [tmp_path / "a", tmp_path / "b"]
-    for folder in folders:
-        folder.mkdir()
-    started = time.monotonic()
-    with ThreadPoolExecutor(2) as pool:
-        done = [*pool.map(kill_many, folders, (50, 50), (1, 2))]
-    print(f"{sum(done)} of 100 kills left a checkpoint; {time.monotonic() - started:.0f} s")
-    assert sum(done) >= 50
-    for path in tmp_path.glob("*/logs/*/checkpoint.keras"):
-        runs = quatrains.read_checkpoint(path)[0].runs
-        for half in ("train", "validation"):
-            assert [*read_curve(path.parent / half, "loss")][:runs] == [*range(runs)]
-        assert [*read_curve(path.parent, "quote")][:runs] == [*range(runs)]
+def test_what_comes_after_two_kills_finds_all_whole(verses, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    kill_many(2, random.Random(1), MOMENTS[3:])
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seed", [2, 3])
+def test_what_comes_after_fifty_kills_finds_all_whole(verses, tmp_path, monkeypatch, seed):
+    monkeypatch.chdir(tmp_path)
+    assert kill_many(50, random.Random(seed), MOMENTS) >= 25

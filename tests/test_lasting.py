@@ -1,9 +1,9 @@
 """Trainings that last: checkpoints, going on, side by side, stopping, full disks, writing."""
 
 import contextlib
+import functools
 import io
 import itertools
-import json
 import os
 import re
 import resource
@@ -11,54 +11,76 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-import tracemalloc
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
+from pathlib import Path
 
-import numpy as np
 import pytest
 
 import quatrains
-from conftest import (
-    QUICK,
-    ROOT,
-    SMALL,
-    arguments,
-    read_curve,
-    read_files,
-    run_script,
-    start_script,
-    wait_for,
-    write_verses,
-)
+from conftest import QUICK, read_curve, read_files, run, start_script, wait_for, write_verses
+from quatrains import Logs, keras, np
+
+GO_ON = {"resume": True, "runs": 9}
+long = functools.partial(pytest.param, marks=pytest.mark.long)
 
 
-def run(**settings):
-    return quatrains.main(arguments(**settings))
-
-
-def checkpoint_of(folder):
-    (path,) = (folder / "logs").glob("*/checkpoint.keras")
+def checkpoint_of(folder=Path(), name="*"):
+    (path,) = folder.glob(f"logs/{name}/checkpoint.keras")
     return path
 
 
-def weights_of(path):
-    """Weights and optimizer of a checkpoint, as plain Keras loads them."""
-    import keras
-
-    model = keras.models.load_model(path)
-    return [*model.get_weights(), *(variable.numpy() for variable in model.optimizer.variables)]
+def load(path, **settings):
+    return quatrains.load_checkpoint(path, quatrains.Settings(**settings))
 
 
-@pytest.fixture(scope="module")
-def trained(first_training, tmp_path_factory):
-    """A folder in which two runs and then, with nothing else said, two more were trained."""
-    folder = tmp_path_factory.mktemp("resumed")
-    shutil.copytree(first_training[0] / "logs", folder / "logs")
-    done = run_script(folder, resume=True, runs=4)
-    assert done.returncode == 0, done.stderr
-    return folder, [first_training[1].stdout, done.stdout]
+def assert_alike(*paths):
+    """Weights and optimizers of checkpoints are one to the bit, as plain Keras loads them."""
+    models = [keras.models.load_model(path) for path in paths]
+    states = [[*model.get_weights(), *model.optimizer.variables] for model in models]
+    for weights in zip(*states, strict=True):
+        assert all(np.array_equal(weights[0], weight) for weight in weights)
+
+
+def refused(capsys, told, **settings):
+    """Run what is refused: with one line, and nothing is touched."""
+    before = read_files(Path())
+    capsys.readouterr()
+    assert run(**settings) == 2
+    message = capsys.readouterr().err
+    assert message.startswith(f"quatrains: {told}")
+    assert message.count("\n") == 1
+    assert read_files(Path()) == before
+
+
+def kept(path, runs):
+    """A training has so many runs in its checkpoint, and of others there is nothing."""
+    assert [*Path("logs").iterdir(), *Path("logs").rglob("*.keras")] == [path.parent, path]
+    assert load(path).runs == runs
+
+
+def before_call(patch, number, where, name, act):
+    """Do something just before a function is called for so many a time, from 0."""
+    function, calls = getattr(where, name), itertools.count()
+
+    def acting(*given, **named):
+        if next(calls) == number:
+            act()
+        return function(*given, **named)
+
+    patch.setattr(where, name, acting)
+
+
+def run_in(folder, **settings):
+    """Run the script in a folder, in this process; return what it prints."""
+    out = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out):
+        patch.chdir(folder)
+        assert run(**settings) == 0
+    return out.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -66,566 +88,428 @@ def quick(tmp_path_factory):
     """A folder with a training of two quick runs."""
     folder = tmp_path_factory.mktemp("quick")
     write_verses(folder / "verses.txt")
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()):
-        patch.chdir(folder)
-        assert run(**QUICK) == 0
+    run_in(folder, **QUICK)
     return folder
 
 
 @pytest.fixture
 def copied(quick, tmp_path, monkeypatch):
-    """A copy of that folder, as the working directory."""
+    """A copy of that folder, as the working directory; returns the checkpoint."""
     shutil.copytree(quick, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
-    return tmp_path
+    return checkpoint_of()
 
 
 # ==== Going on ====
 
+# With several steps an epoch, and dropouts.
+RECIPES = {
+    "2017": QUICK | {"phrase_len": 2, "dropout": 0.5, "batch_size": 256},
+    "verse": QUICK | {"recipe": "verse", "phrase_len": 3, "dropout": 0.5},
+}
 
-def test_two_runs_and_two_resumed_are_four_runs(trained, tmp_path, monkeypatch, capsys):
-    folder, (first, second) = trained
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """By recipe: a folder, and what was printed in it by two runs, two resumed, and four.
+
+    Of 2017 by commands, with XLA, of which the first and the last train side by side.
+    """
+    outs = {}
+    for recipe, settings in RECIPES.items():
+        folder = tmp_path_factory.mktemp(recipe)
+        write_verses(folder / "verses.txt")
+        both = [settings | {"name": "halves"}, settings | {"name": "whole", "runs": 4}]
+        if recipe == "2017":
+            started = [start_script(folder, **each) for each in both]
+            first, four = [process.communicate()[0] for process in started]
+        else:
+            first, four = [run_in(folder, **each) for each in both]
+        logs = checkpoint_of(folder, "*-halves").parent
+        second = run_in(folder, resume=True, runs=4, quatrains_per_run=3, logs=logs)
+        outs[recipe] = folder, first, second, four
+    return outs
+
+
+def runs_from(number, out):
+    """What is printed from a run on, but for times and the checkpoint's path."""
+    runs = out.partition(f"\nRun {number}\n")[2].rpartition("checkpoint.keras")[0]
+    return re.sub(r"- \d+s - \d+m?s/step -|.*-\d{6}-\w+/$", "", runs)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_two_runs_and_two_resumed_are_four_runs(trained, recipe):
+    """Also where they are trained beside others."""
+    folder, first, second, four = trained[recipe]
     assert re.findall(r"\nRun (\d+)\n", first + second) == ["0", "1", "2", "3"]
-    assert f"Going on after run 1 from {checkpoint_of(folder).relative_to(folder)}, " in second
-    write_verses(tmp_path / "verses.txt")
+    assert re.findall(r"Epoch (\d)/8\n\d+/\d+ - .*\bval_loss: \d", four) == [*"12345678"]
+    halves, whole = checkpoint_of(folder, "*-halves"), checkpoint_of(folder, "*-whole")
+    assert second.startswith(f"Going on after run 1 with the model saved in {halves}.\n")
+    assert runs_from(2, second) == runs_from(2, four) != ""
+    assert_alike(halves, whole)
+    for path in (halves, whole):
+        for half in ("train", "validation"):
+            assert [*read_curve(path.parent / half, "loss")] == [*range(1, 9)]
+        assert [*read_curve(path.parent, "quote")] == [2, 4, 6, 8]
+
+
+def test_plain_keras_loads_and_measures_checkpoints_of_both_recipes(trained, tmp_path):
+    """In a process that knows nothing of the script; so the metrics are Keras's own."""
+    given, told = [], []
+    for recipe, (folder, _, _, out) in trained.items():
+        path = checkpoint_of(folder, "*-whole")
+        prophet = load(path)
+        phrases, targets, _ = quatrains.make_samples(prophet.corpus, prophet.settings)[1]
+        np.savez(tmp_path / f"{recipe}.npz", phrases, targets)
+        given += [path, tmp_path / f"{recipe}.npz"]
+        told += re.findall(r"val_acc: (\S+) - val_loss: (\S+)\n", out)[-1]
+    code = (
+        "import sys, numpy, keras\n"
+        "for path, data in zip(sys.argv[1::2], sys.argv[2::2]):\n"
+        "    phrases, targets = numpy.load(data).values()\n"
+        "    model = keras.models.load_model(path)\n"
+        "    figures = model.evaluate(phrases, targets, verbose=0, return_dict=True)\n"
+        "    print(figures['acc'], figures['loss'])\n"
+        "assert 'quatrains' not in sys.modules\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *given], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    measured = [float(figure) for figure in done.stdout.split()]
+    assert measured == pytest.approx([float(figure) for figure in told], abs=6e-5)
+
+
+def test_a_checkpoint_suffices_by_itself(copied):
+    alone = Path("elsewhere/alone/checkpoint.keras")
+    alone.parent.mkdir(parents=True)
+    shutil.copy(copied, alone)
+    copied.with_name("unfinished.keras").write_bytes(b"left by a kill")
+    assert run(**QUICK | {"resume": True, "runs": 3}) == 0  # What it has may be said again.
+    kept(copied, 3)
+    Path("verses.txt").unlink()
+    assert run(generate=2, logs=alone.parent) == 0
+    assert run(resume=True, runs=3, logs=alone.parent) == 0
+    assert_alike(copied, alone)
+
+
+def test_a_training_without_a_seed_keeps_its_own(verses, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert run(**SMALL | {"corpus": "verses.txt", "runs": 4}) == 0
-    epochs = re.compile(r" - loss.*")
-    parts = epochs.findall(first + second)
-    assert parts == epochs.findall(capsys.readouterr().out)
-    assert len(parts) == 8
-    ours, theirs = weights_of(checkpoint_of(folder)), weights_of(checkpoint_of(tmp_path))
-    for one, other in zip(ours, theirs, strict=True):
-        assert np.array_equal(one, other)
+    unseeded = {name: value for name, value in QUICK.items() if name != "seed"} | {"runs": 1}
+    for name in ("one", "other"):
+        assert run(**unseeded, name=name) == 0
+    one, other = checkpoint_of(name="*-one"), checkpoint_of(name="*-other")
+    assert load(one).seed != load(other).seed
+    assert run(resume=True, runs=2, logs=one.parent) == 0
+    assert run(**QUICK | {"seed": load(one).seed, "name": "again"}) == 0
+    assert_alike(one, checkpoint_of(name="*-again"))
 
 
-def test_what_stands_otherwise_in_the_file_is_named(trained, copied, capsys):
-    line = re.search(r"A training keeps what it began with, though here (.*)\.\n", trained[1][1])
-    assert {*line[1].split(", ")} == {
-        "embedding_dim was 8 and is 300",
-        "gru_dim was 8 and is 128",
-        "batch_size was 64 and is 512",
-        "epochs_per_run was 2 and is 5",
-        "seed was 7 and is None",
-        "corpus was 'verses.txt' and is 'data/quatrains.txt'",
-        "glove was 'none' and is 'auto'",
-    }
-    assert run(**QUICK | {"resume": True, "runs": 3}) == 0
-    out = capsys.readouterr().out
-    assert "Going on after run 1" in out
-    assert "keeps what it began with" not in out
+def test_a_recipe_that_was_renamed_since_is_no_obstacle(verses, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setitem(quatrains.RECIPES, "mine", {"gru_dim": 9, "whole_quatrains": True})
+        given = {name: value for name, value in QUICK.items() if name != "gru_dim"}
+        assert run(**given, recipe="mine") == 0
+    assert run(resume=True, runs=3) == 0
+    assert run(generate=1) == 0
+    prophet = load(checkpoint_of())
+    assert (prophet.runs, prophet.settings.gru_dim) == (3, 9)
+    told = f"{prophet.folder} was trained with recipe = 'mine', not '2017': "
+    refused(capsys, told, resume=True, runs=4, recipe="2017")
 
 
-def test_a_checkpoint_suffices_by_itself(trained, first_training):
-    path = checkpoint_of(trained[0])
-    checkpoint, corpus = quatrains.read_checkpoint(path)
-    assert (checkpoint.runs, checkpoint.seed) == (4, 7)
-    assert checkpoint.settings["gru_dim"] == 8
-    read = quatrains.read_corpus(first_training[0] / "verses.txt")
-    assert [*zip(corpus.numbers, corpus.texts, strict=True)] == read
-    assert np.random.PCG64().state.keys() == checkpoint.random_state.keys()
-    assert [file.name for file in path.parent.glob("*.keras")] == ["checkpoint.keras"]
+REFUSED = [
+    ({"gru_dim": 9}, "{} was trained with gru_dim = 8, not 9: leave that out, or set logs to"),
+    ({"embedding_dim": 16, "gru_dim": 8}, "{} was trained with embedding_dim = 8, not 16: "),
+    ({"generate": 1, "embedding_dim": 16}, "{} was trained with embedding_dim = 8, not 16: "),
+    ({"corpus": "other.txt"}, "{} was trained with corpus = 'verses.txt', not 'other.txt': "),
+    ({"recipe": "verse"}, "{} was trained with recipe = '2017', not 'verse': "),
+    ({"whole_quatrains": True}, "{} was trained with whole_quatrains = False, not True: "),
+    ({"seed": 8}, "{} was trained with seed = 7, not 8: "),
+    ({"runs": 2}, "{} has its 2 runs already: set runs higher"),
+    ({"opening": "the pope"}, "opening has 'the', which the corpus lacks"),
+    ({"logs": "none"}, "none has no checkpoint, which comes after a first run: train first, or"),
+    ({"logs": ".", "generate": 1}, ". has no checkpoint, which comes after a first run: "),
+]
 
 
-def test_curves_go_on_where_they_stopped(trained):
-    (folder,) = (trained[0] / "logs").iterdir()
-    epochs = {step: step for step in range(8)}
-    assert read_curve(folder / "train", "loss").keys() == epochs.keys()
-    losses = read_curve(folder / "validation", "loss")
-    assert losses.keys() == epochs.keys()
-    assert read_curve(folder, "quote").keys() == {1, 3, 5, 7}
-    best = read_curve(folder, "best/val_loss")
-    assert best == {end: min(losses[step] for step in range(end + 1)) for end in (1, 3, 5, 7)}
-
-
-OTHERWISE = {
-    "the model": (
-        {"gru_dim": 9, "dropout": 0.25},
-        "gru_dim was 8 and is 9, dropout was 0.0 and is 0.25: leave that out",
-    ),
-    "the corpus": ({"corpus": "other.txt"}, "corpus was 'verses.txt' and is 'other.txt'"),
-    "the seed": ({"seed": 8}, "seed was 7 and is 8"),
-    "the vectors": ({"glove": "auto", "embedding_dim": 50}, "glove was 'none' and is 'auto'"),
-}
-
-
-@pytest.mark.parametrize("case", OTHERWISE)
-def test_what_the_command_line_says_otherwise_is_refused_by_name(copied, capsys, case):
-    changes, told = OTHERWISE[case]
-    write_verses(copied / "other.txt")
-    before = read_files(copied)
-    assert run(resume=True, runs=9, **changes) == 2
-    message = capsys.readouterr().err
-    assert message.startswith("quatrains: the training cannot be resumed, for ")
-    assert told in message
-    assert message.count("\n") == 1
-    assert read_files(copied) == before
-
-
-REFUSED = {
-    "runs that it has": ({"runs": 2}, "the training has its 2 runs already: set runs higher"),
-    "an opening": ({"runs": 9, "opening": "the pope"}, "opening has words that the corpus never"),
-    "no such logs": ({"runs": 9, "logs": "none"}, "logs none has no checkpoint"),
-}
-
-
-@pytest.mark.parametrize("case", REFUSED)
-def test_what_cannot_be_resumed_is_left_as_it_is(copied, capsys, case):
-    changes, told = REFUSED[case]
-    before = read_files(copied)
-    assert run(resume=True, **changes) == 2
-    message = capsys.readouterr().err
-    assert message.startswith(f"quatrains: {told}")
-    assert message.count("\n") == 1
-    assert read_files(copied) == before
+@pytest.mark.parametrize(("changes", "told"), REFUSED)
+def test_what_cannot_go_on_is_refused_by_name_and_left_as_it_is(copied, capsys, changes, told):
+    refused(capsys, told.format(copied.parent), **GO_ON | changes)
 
 
 # ==== Which training is meant ====
 
 
-def test_logs_may_name_one_training(copied, capsys):
-    first = checkpoint_of(copied).parent
-    later = shutil.copytree(first, first.with_name("991231-235959"))
-    before = read_files(later)
+def test_the_training_saved_last_is_taken_and_named(copied, capsys):
+    """Folders of other names are neither taken nor touched."""
+    others = [Path("logs", name) for name in ("my-best", "991231-235959", "old-991231-235959-2017")]
+    assert run(**QUICK | {"runs": 1, "name": "my second"}) == 0
+    second = checkpoint_of(name="*-my second")
+    for other in others:
+        shutil.copytree(second.parent, other)
+        os.utime(other / "checkpoint.keras")
+    before = [read_files(path) for path in (second.parent, *others)]
     assert run(generate=1) == 0
-    assert "\nFrom logs/991231-235959/checkpoint.keras. " in capsys.readouterr().err
-    for name in (f"logs/{first.name}", f"{first}/"):
-        assert run(generate=1, logs=name) == 0
-        assert f"{first.name}/checkpoint.keras. " in capsys.readouterr().err
-    assert run(resume=True, runs=3, logs=f"logs/{first.name}") == 0
-    assert f"Going on after run 1 from logs/{first.name}/" in capsys.readouterr().out
-    assert read_files(later) == before
+    assert run(generate=1, logs=copied.parent) == 0
+    assert run(generate=1, logs=f"{copied.parent.absolute()}/") == 0
+    assert run(resume=True, runs=3, logs=copied.parent) == 0
+    assert run(resume=True, runs=4) == 0
+    assert run(generate=1) == 0
+    out, err = capsys.readouterr()
+    told = re.findall(r"^From (.+?)\. ", err, re.MULTILINE)
+    assert told == [str(path) for path in (second, copied, copied.absolute(), copied)]
+    going = re.findall(r"Going on after run (\d) with the model saved in (.+)\.\n", out)
+    assert going == [("1", str(copied)), ("2", str(copied))]
+    assert [read_files(path) for path in (second.parent, *others)] == before
 
 
-def test_folders_of_other_names_are_neither_taken_nor_touched(copied, capsys):
-    ours = checkpoint_of(copied).parent
-    for name in ("my-best", "2024", "earlier", "991231-235959-old", "old-991231-235959"):
-        shutil.copytree(ours, ours.with_name(name))
-    (copied / "logs" / "2024" / "diary.txt").write_text("mine")
-    before = {path: data for path, data in read_files(copied).items() if ours not in path.parents}
-    assert run(generate=1) == 0
-    assert f"\nFrom logs/{ours.name}/" in capsys.readouterr().err
-    assert run(resume=True, runs=3) == 0
-    assert f"Going on after run 1 from logs/{ours.name}/" in capsys.readouterr().out
+def test_a_broken_checkpoint_of_another_training_is_its_own_problem(copied, capsys):
+    bad = Path(shutil.copytree(copied.parent, "logs/991231-235959-2017"))
+    for name in ("words.tsv", "projector_config.pbtxt", "checkpoint.keras"):
+        (bad / name).write_bytes(b"\xff{")
+    told = f"checkpoint {bad}/checkpoint.keras is broken, or none of this script ("
+    refused(capsys, told, generate=1)
+    refused(capsys, told, **GO_ON)
+    before = read_files(bad)
+    assert run(generate=1, logs=copied.parent) == 0
     assert run(**QUICK) == 0
-    after = read_files(copied)
-    assert {path: after[path] for path in before} == before
-
-
-def test_a_training_stopped_in_its_first_run_leaves_the_earlier_to_go_on(copied, capsys):
-    earlier = checkpoint_of(copied).parent
-    process = start_script(copied, **QUICK | {"epochs_per_run": 100_000})
-    wait_for(process, "Epoch 1/")
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=20)
-    assert (process.returncode, err) == (130, "\nquatrains: stopped\n")
-    assert "checkpoint" not in out
-    assert len([*(copied / "logs").iterdir()]) == 2
-    assert run(resume=True, runs=3) == 0
-    assert f"Going on after run 1 from logs/{earlier.name}/" in capsys.readouterr().out
-    assert run(generate=1) == 0
-    assert f"\nFrom logs/{earlier.name}/" in capsys.readouterr().err
-
-
-def test_what_kills_have_left_does_no_harm(copied, capsys):
-    path = checkpoint_of(copied)
-    path.with_name("unfinished-1.keras").write_bytes(b"half")
-    shutil.copy(path, path.with_name(f"unfinished-{os.getpid()}.keras"))
-    assert run(generate=1) == 0
-    assert run(resume=True, runs=3) == 0
-    assert quatrains.read_checkpoint(path)[0].runs == 3
-    assert [*path.parent.glob("*.keras")] == [path]
-
-
-def test_unreadable_files_of_another_training_are_its_own_problem(copied, capsys):
-    good = checkpoint_of(copied).parent
-    bad = shutil.copytree(good, good.with_name("991231-235959"))
-    (bad / "words.tsv").write_text("")
-    (bad / "projector_config.pbtxt").write_bytes(b"\xff{")
-    (bad / "checkpoint.keras").write_bytes(b"garbage")
-    before = read_files(copied)
-    assert run(**QUICK) == 0
-    after = read_files(copied)
-    assert {path: after[path] for path in before} == before
-    capsys.readouterr()
-    for mode in ({"generate": 1}, {"resume": True}):
-        assert run(**mode) == 2
-        told = "quatrains: checkpoint logs/991231-235959/checkpoint.keras is broken, or none of"
-        assert capsys.readouterr().err.startswith(told)
-    assert run(generate=1, logs=f"logs/{good.name}") == 0
+    assert read_files(bad) == before
 
 
 # ==== Side by side ====
 
 
-def test_two_trainings_at_once_are_as_one_alone(quick, tmp_path):
-    write_verses(tmp_path / "verses.txt")
-    for process in [start_script(tmp_path, **QUICK) for _ in range(2)]:
-        _, err = process.communicate(timeout=120)
-        assert (process.returncode, err) == (0, "")
-    paths = [*(tmp_path / "logs").glob("*/checkpoint.keras")]
-    assert len(paths) == 2
-    alone = weights_of(checkpoint_of(quick))
-    for path in paths:
-        assert read_curve(path.parent / "train", "loss").keys() == {0, 1, 2, 3}
-        for ours, theirs in zip(weights_of(path), alone, strict=True):
-            assert np.array_equal(ours, theirs)
-
-
 def test_three_that_start_in_one_second_get_three_folders(tmp_path):
-    code = (
-        "import sys; sys.path.insert(0, sys.argv[1]); import quatrains\n"
-        "from pathlib import Path; print('ready', flush=True); input()\n"
-        "print(quatrains.make_folder(Path('logs')).name)"
-    )
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    command = [sys.executable, "-c", code, ROOT]
-    started = [subprocess.Popen(command, cwd=tmp_path, **pipes) for _ in range(3)]
-    for process in started:
-        wait_for(process, "ready")
     time.sleep(1.1 - time.time() % 1)
     now = datetime.now()
-    for process in started:
-        process.stdin.write("\n")
-        process.stdin.flush()
-    names = [process.communicate()[0].strip() for process in started]
-    seconds = [(now + timedelta(seconds=late)).strftime("%y%m%d-%H%M%S") for late in range(3)]
-    assert sorted(names) == seconds == sorted(path.name for path in (tmp_path / "logs").iterdir())
+    with ThreadPoolExecutor(3) as pool:
+        made = [*pool.map(quatrains.make_folder, [tmp_path] * 3, ["rome"] * 3)]
+    seconds = [now + timedelta(seconds=late) for late in range(3)]
+    assert sorted(made) == [tmp_path / f"{second:%y%m%d-%H%M%S}-rome" for second in seconds]
+    assert sorted(made) == sorted(tmp_path.iterdir())
 
 
-def test_of_two_resumes_one_goes_on_whatever_starts_beside_it(copied, capsys):
-    path = checkpoint_of(copied)
-    started = [start_script(copied, resume=True, runs=100_000) for _ in range(2)]
-    try:
-        while not (ended := [process for process in started if process.poll() is not None]):
-            time.sleep(0.05)
-        (refused,) = ended
-        (going,) = [process for process in started if process is not refused]
-        _, err = refused.communicate()
-        assert refused.returncode == 2
-        told = f"quatrains: a training is going on in {path.parent.relative_to(copied)}: "
-        assert err.startswith(told)
-        assert err.count("\n") == 1
-        wait_for(going, "Run 3\n")
+def test_beside_a_training_others_write_and_train_but_none_resumes_it(copied, capsys, monkeypatch):
+    """Here from within it, by one of its callbacks."""
+    statuses = []
 
-        def files():
-            return {file for file in path.parent.rglob("*") if "unfinished" not in file.name}
+    def meanwhile():
+        before = {*copied.parent.rglob("*")}
+        for mode in (GO_ON, {"generate": 2, "raw": True}, QUICK):
+            statuses.append(run(**mode))
+        assert {*copied.parent.rglob("*")} == before
 
-        before = files()
-        written = run_script(copied, generate=4, raw=True)
-        assert (written.returncode, written.stdout.count("\n")) == (0, 4)
-        assert written.stderr.startswith("\nFrom logs/")
-        assert run(**QUICK) == 0
-        assert files() == before
-
-        wait_for(going, f"Run {quatrains.read_checkpoint(path)[0].runs + 1}\n")
-        assert going.poll() is None
-        assert run(resume=True, runs=100_000, logs=path.parent) == 2
-        assert "a training is going on in" in capsys.readouterr().err
-    finally:
-        for process in started:
-            process.kill()
-            process.communicate()
-    runs = quatrains.read_checkpoint(path)[0].runs
-    assert runs > 3
-    assert run(resume=True, runs=runs + 1, logs=path.parent) == 0
-    assert f"Going on after run {runs - 1} " in capsys.readouterr().out
+    before_call(monkeypatch, 1, Logs, "on_epoch_end", meanwhile)
+    assert run(resume=True, runs=3) == 0
+    assert statuses == [2, 0, 0]
+    told = f"quatrains: a training is going on in {copied.parent}: wait for its end, or start a new"
+    assert capsys.readouterr().err.startswith(told)
+    assert len([*Path("logs").iterdir()]) == 2
+    assert run(resume=True, runs=4, logs=copied.parent) == 0
 
 
-# ==== Checkpoints that are broken, or someone else's ====
+# ==== Checkpoints that are broken, or that the system does not let be read ====
 
 
-def rewrite(path, change):
-    """Change the members of a zip, a dictionary of their bytes, in place."""
-    with zipfile.ZipFile(path) as archive:
-        members = {name: archive.read(name) for name in archive.namelist()}
-    change(members)
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, content in members.items():
-            archive.writestr(name, content)
-
-
-def with_fields(**changes):
-    """Change fields of what stands beside the model; `...` leaves one out."""
-
-    def change(members):
-        fields = json.loads(members["quatrains.json"])
-        for name, value in changes.items():
-            value = value(fields[name]) if callable(value) else value
-            fields = {k: v for k, v in fields.items() if k != name}
-            fields |= {} if value is ... else {name: value}
-        members["quatrains.json"] = json.dumps(fields)
-
-    return lambda path: rewrite(path, change)
-
-
-def with_model(*layers, size=1):
-    """Put another model in the place of ours, made of these layers' names and parameters."""
+def rewrite(**changes):
+    """Put other bytes, or none, in the place of members of a checkpoint."""
 
     def spoil(path):
-        import keras
-
-        model = keras.Sequential([keras.Input((size,), dtype="int32")])
-        for name, *given in layers:
-            model.add(getattr(keras.layers, name)(*given))
-        model.compile("rmsprop", "mse")
-        model.save("other.keras")
-        with zipfile.ZipFile("other.keras") as archive:
-            others = {name: archive.read(name) for name in archive.namelist()}
-        rewrite(path, lambda members: members.update(others))
+        with zipfile.ZipFile(path) as archive:
+            members = {name: archive.read(name) for name in archive.namelist()}
+        members |= {name.replace("_", "."): data for name, data in changes.items()}
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, data in members.items():
+                if data is not None:
+                    archive.writestr(name, data)
 
     return spoil
 
 
-def with_huge_weights(path):
-    """Declare the embedding to have eight billion numbers, of which none is written."""
-    import h5py
-
-    def change(members):
-        with h5py.File(io.BytesIO(members["model.weights.h5"]), "r+") as file:
-            variables = file["layers/embedding/vars"]
-            del variables["0"]
-            variables.create_dataset("0", (10**9, 8), "f4", chunks=(10**4, 8), compression="gzip")
-            file.flush()
-            members["model.weights.h5"] = file.id.get_file_image()
-
-    rewrite(path, change)
-
-
-def with_bomb(name):
-    """Put a member in its place that is 100 KB in the file and 100 MB outside."""
-
-    def spoil(path):
-        rewrite(path, lambda members: members.pop(name, None))
-        with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
-            archive.writestr(name, bytes(100 * 2**20))
-
-    return spoil
-
-
-def without(settings, name):
-    return {key: value for key, value in settings.items() if key != name}
-
-
-WORDS = 29
-EMBEDDED = (("Embedding", WORDS, 4), ("Flatten",))
+CODE = keras.Sequential([keras.layers.Lambda(lambda words: Path("ran").mkdir() or words)])
 SPOILT = {
     "cut short": lambda path: path.write_bytes(path.read_bytes()[:-5000]),
     "empty": lambda path: path.write_bytes(b""),
-    "garbage": lambda path: path.write_bytes(b"garbage" * 1000),
-    "a folder": lambda path: (path.unlink(), path.mkdir()),
-    "of Keras alone": lambda path: rewrite(path, lambda members: members.pop("quatrains.json")),
-    "no model": lambda path: rewrite(path, lambda members: members.pop("config.json")),
-    "broken weights": lambda path: rewrite(
-        path, lambda members: members.update({"model.weights.h5": b"\x89HDF" + bytes(2000)})
-    ),
-    "no JSON": lambda path: rewrite(path, lambda members: members.update({"quatrains.json": b"{"})),
-    "a number": lambda path: rewrite(
-        path, lambda members: members.update({"quatrains.json": b"1"})
-    ),
-    "deep JSON": lambda path: rewrite(
-        path, lambda members: members.update({"quatrains.json": b"[" * 10**5})
-    ),
-    "a field too few": with_fields(seed=...),
-    "a field too many": with_fields(version=2),
-    "runs in words": with_fields(runs="two"),
-    "a seed below 0": with_fields(seed=-1),
-    "a best in words": with_fields(best={"val_loss": "low"}),
-    "no settings": with_fields(settings=[]),
-    "a setting too few": with_fields(settings=lambda settings: without(settings, "gru_dim")),
-    "no phrase_len": with_fields(settings=lambda settings: without(settings, "phrase_len")),
-    "a setting in words": with_fields(settings=lambda settings: settings | {"batch_size": "many"}),
-    "a setting too large": with_fields(settings=lambda settings: settings | {"batch_size": 10**12}),
-    "no generator": with_fields(random_state={}),
-    "another generator": with_fields(random_state=lambda state: state | {"state": {"state": "x"}}),
-    "no quatrains": with_fields(quatrains=[]),
-    "quatrains without numbers": with_fields(quatrains=["the king", "the queen"]),
-    "quatrains of numbers": with_fields(quatrains=[[1, 2]]),
-    "another corpus": with_fields(quatrains=[["1", "The king of Rome.\n" * 50]]),
-    "one number a phrase": with_model(*EMBEDDED, ("Dense", 1)),
-    "one word too many": with_model(*EMBEDDED, ("Dense", WORDS + 1, "softmax")),
-    "words for each place": with_model(("Embedding", WORDS, 4), ("Dense", WORDS, "softmax")),
-    "no probabilities": with_model(*EMBEDDED, ("Dense", WORDS, "softmax"), ("Rescaling", -1)),
-    "a model of more words": with_model(*EMBEDDED, ("Dense", WORDS, "softmax"), size=3),
-    "code": with_model(
-        *EMBEDDED, ("Lambda", lambda x: __import__("os").mkdir("ran") or x, (WORDS,))
-    ),
-    "huge weights": with_huge_weights,
-    "a bomb beside the model": with_bomb("quatrains.json"),
-    "a bomb of weights": with_bomb("model.weights.h5"),
-    "a bomb that nobody reads": with_bomb("assets/readme.txt"),
+    "of Keras alone": rewrite(quatrains_json=None),
+    "no model": rewrite(config_json=None),
+    "broken weights": rewrite(model_weights_h5=b"\x89HDF" + bytes(2000)),
+    "code": rewrite(config_json=CODE.to_json()),
+    "no JSON": rewrite(quatrains_json=b"{"),
+    "deep JSON": rewrite(quatrains_json=b"[" * 10**5),
+    "a part too few": rewrite(quatrains_json='[2, {"whole_quatrains": false}, [["1", "a"]]]'),
+    "no settings": rewrite(quatrains_json='[2, 7, {}, [["1", "The king of Rome."]]]'),
+    "no quatrains": rewrite(quatrains_json='[2, 7, {"whole_quatrains": false}, []]'),
 }
 
 
 @pytest.mark.parametrize("how", SPOILT)
-def test_bad_checkpoints_are_one_line_and_nothing_is_touched(copied, capsys, how):
-    path = checkpoint_of(copied).relative_to(copied)
-    SPOILT[how](path)
-    before = read_files(copied)
-    large = "bomb" in how or "huge" in how
-    for mode in ({"resume": True, "runs": 9}, {"generate": 2}):
-        if large:
-            tracemalloc.start()
-        assert run(**mode) == 2
-        if large:
-            assert tracemalloc.get_traced_memory()[1] < 50 * 2**20
-            tracemalloc.stop()
-        message = capsys.readouterr().err
-        assert message.startswith(
-            f"quatrains: checkpoint {path} is broken, or none of this script ("
-        )
-        assert message.count("\n") == 1, message
-        assert "without resume and generate" in message
-        assert read_files(copied) == before
-        assert not (copied / "ran").exists()
+def test_a_spoilt_checkpoint_is_one_line_and_nothing_is_touched(copied, how):
+    SPOILT[how](copied)
+    before = read_files(Path())
+    told = rf"checkpoint {copied} is broken, or none of this script \(.+\): set logs to another .*"
+    with pytest.raises(quatrains.InputError) as caught:
+        load(copied, **GO_ON)
+    assert re.fullmatch(told, str(caught.value))
+    assert read_files(Path()) == before
+    assert not Path("ran").exists()
 
 
-def test_a_missing_checkpoint_is_one_line(copied, capsys):
-    checkpoint_of(copied).unlink()
-    before = read_files(copied)
-    for mode in ({"resume": True, "runs": 9}, {"generate": 2}):
-        assert run(**mode) == 2
-        message = capsys.readouterr().err
-        assert message.startswith(
-            "quatrains: logs logs has no checkpoint, which comes after a first"
-        )
-        assert message.count("\n") == 1
-        assert read_files(copied) == before
+@contextlib.contextmanager
+def limited(what, size):
+    """Let this process have so much of something."""
+    before = resource.getrlimit(what)
+    resource.setrlimit(what, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(what, before)
+
+
+def why_not_loaded(path):
+    """What the system says of a checkpoint that it does not let be read, or nothing."""
+    try:
+        load(path)
+    except quatrains.InputError as error:
+        told = r"checkpoint \S+ cannot be read \(\[Errno \d+\] ([\w ]+): .+\): mend that"
+        return re.fullmatch(told, str(error))[1]
+    return None
+
+
+def test_what_the_system_says_is_passed_on(copied):
+    assert why_not_loaded(copied) is None
+    os.close(first := os.dup(0))
+    reasons = []
+    while None not in reasons:
+        with limited(resource.RLIMIT_NOFILE, first + len(reasons)):
+            reasons.append(why_not_loaded(copied))
+    assert {*reasons[:-1]} == {"Too many open files"}
+
+    copied.chmod(0)
+    os.seteuid(os.geteuid() or 65534)
+    try:
+        assert why_not_loaded(copied) == "Permission denied"
+    finally:
+        os.seteuid(os.getuid())
+
+    copied.unlink()
+    copied.mkdir()
+    assert why_not_loaded(copied) == "Is a directory"
+
+
+def test_a_full_temporary_folder_is_named(disk, monkeypatch):
+    fill()
+    monkeypatch.setattr(tempfile, "tempdir", str(Path().absolute()))
+    assert why_not_loaded(disk) == "No space left on device"
 
 
 # ==== Stopping ====
 
 
-def test_a_stopped_training_can_go_on(tmp_path, capsys, monkeypatch):
-    started = {}
-    for number in (signal.SIGINT, signal.SIGTERM):
-        folder = tmp_path / number.name
-        folder.mkdir()
-        write_verses(folder / "verses.txt")
-        started[number] = folder, start_script(folder, **QUICK | {"runs": 100_000})
-    for number, (folder, process) in started.items():
-        told = wait_for(process, "Run 2")
-        process.send_signal(number)
-        out, err = process.communicate(timeout=20)
-        assert (process.returncode, err) == (128 + number, "\nquatrains: stopped\n")
-        assert "checkpoint.keras holds the training up to its last whole run: go on" in out
-        last = int(re.findall(r"\nRun (\d+)\n", told + out)[-1])
-        path = checkpoint_of(folder)
-        runs = quatrains.read_checkpoint(path)[0].runs
-        assert runs in (last, last + 1)
-        monkeypatch.chdir(folder)
-        assert run(resume=True, runs=runs + 1) == 0
-        out = capsys.readouterr().out
-        assert f"Going on after run {runs - 1}" in out
-        assert re.findall(r"\nRun (\d+)\n", out) == [str(runs)]
-        assert [*read_curve(path.parent / "train", "loss")] == [*range(2 * runs + 2)]
+def test_a_stopped_training_can_go_on(tmp_path, monkeypatch, verses, capsys):
+    process = start_script(tmp_path, **QUICK | {"runs": 100_000})
+    told = wait_for(process, "Run 2")
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=20)
+    assert (process.returncode, err) == (130, "quatrains: stopped\n")
+    monkeypatch.chdir(tmp_path)
+    path = checkpoint_of()
+    assert f"{path} holds the training up to its last whole run.\nGo on with" in out
+    runs = load(path).runs
+    assert runs - int(re.findall(r"\nRun (\d+)\n", told + out)[-1]) in (0, 1)
+    assert run(resume=True, runs=runs + 1) == 0
+    assert f"Going on after run {runs - 1} with the model" in capsys.readouterr().out
+    assert [*read_curve(path.parent / "train", "loss")] == [*range(1, 2 * runs + 3)]
 
 
-def test_a_second_signal_ends_it_at_once(tmp_path):
-    """While the first one is being obeyed, here by a step that takes long to return."""
-    code = (
-        "import signal, sys, time; sys.path.insert(0, sys.argv[1]); import quatrains\n"
-        "def slow(*_):\n"
-        "    try:\n"
-        "        print('ready', flush=True); time.sleep(60)\n"
-        "    finally:\n"
-        "        print('closing', flush=True); time.sleep(60)\n"
-        "quatrains.run_training = slow\n"
-        "signal.signal(signal.SIGINT, quatrains.stop)\n"
-        "sys.exit(quatrains.main([]))"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, str(ROOT)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    for told in ("ready", "closing"):
-        wait_for(process, told)
-        process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=20)
-    assert (process.returncode, err) == (-signal.SIGINT, "")
+# What is begun, before which call of what it ends, and the KB and files a full disk has left.
+STEPS = [
+    long((QUICK, 0, quatrains, "make_folder", 0, 0)),
+    (QUICK, 0, quatrains, "locked", 0, 0),
+    (QUICK, 0, quatrains, "train_runs", 0, 2),
+    long((QUICK, 0, Logs, "log_training", 0, 9)),
+    long((QUICK, 0, Logs, "log_run", 0, 9)),
+    (QUICK, 0, quatrains, "log_embedding", 0, 1),
+    (QUICK, 0, quatrains, "save_checkpoint", 16, 9),
+    long((GO_ON, 2, Logs, "on_epoch_end", 0, 9)),
+    (GO_ON, 1, Logs, "log_run", 0, 9),
+    long((GO_ON, 1, quatrains, "save_checkpoint", 0, 9)),
+    (GO_ON, 1, quatrains, "save_checkpoint", 16, 9),
+]
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_ctrl_c_keeps_the_last_checkpoint(copied, capsys, monkeypatch, step):
+    """And of a new training, which has none, nothing at all."""
+    begun, number, where, name, spare, _ = step
+    if spare:  # Half saved.
+        where, name = Path, "replace"
+    before_call(monkeypatch, number, where, name, lambda: signal.raise_signal(signal.SIGINT))
+    assert run(**begun) == 130
+    out, err = capsys.readouterr()
+    assert err == "quatrains: stopped\n"
+    told = f"\n{copied} holds the training up to its last whole run.\nGo on "
+    if begun is QUICK:
+        told = "\nNothing is kept, for the first run had not ended.\n"
+    assert told in out or name in ("make_folder", "locked")
+    kept(copied, 2 if begun is QUICK else 3)
 
 
 # ==== What goes wrong on the way ====
 
 
-def test_a_loss_that_is_no_number_stops_the_training(copied, capsys):
-    before = read_files(copied / "logs")
-    vectors = copied / "vectors.txt"
-    vectors.write_text("".join(f"{word}{' 3e38' * 50}\n" for word in ("king", "eagle")))
-    assert run(**QUICK | {"glove": vectors, "embedding_dim": 50, "dropout": 0.5}) == 2
-    assert re.fullmatch(
-        r"quatrains: the loss has become (nan|inf): set learning_rate below 0\.003 and .*\n",
-        capsys.readouterr().err,
-    )
-    after = read_files(copied / "logs")
-    assert {path: after[path] for path in before} == before
-    assert len([*copied.glob("logs/*/checkpoint.keras")]) == 1
+def test_a_loss_that_is_no_number_leaves_nothing_of_a_new_training(copied, capsys):
+    Path("vectors.txt").write_text("".join(f"{word}{' 3e38' * 8}\n" for word in ("king", "eagle")))
+    told = "the loss (nan) or a weight has become infinite or no number: lower the learning rate of"
+    refused(capsys, told, **QUICK | {"glove": "vectors.txt", "dropout": 0.5})
+    kept(copied, 2)
 
 
-def test_a_loss_that_is_no_number_leaves_the_last_good_checkpoint(copied, capsys, monkeypatch):
-    path = checkpoint_of(copied)
-    build_epoch = quatrains.build_epoch
+@pytest.mark.parametrize(("moment", "loss"), [("begin", "nan"), ("end", r"\d+\.\d+")])
+def test_weights_that_are_no_numbers_are_not_saved(copied, capsys, monkeypatch, moment, loss):
+    """Be they so before an epoch, whose loss tells, or only after it."""
 
-    def bad_epoch(*given):
-        epoch = build_epoch(*given)
-        return lambda rng: epoch(rng) | ({"loss": float("nan")} if next(calls) > 2 else {})
+    def spoil(epoch, _=None):
+        if epoch == 6:
+            callback.model.weights[0].assign(callback.model.weights[0] * np.inf)
 
-    calls = iter(range(100))
-    monkeypatch.setattr(quatrains, "build_epoch", bad_epoch)
-    assert run(resume=True, runs=9) == 2
-    captured = capsys.readouterr()
-    assert "the loss has become nan: " in captured.err
-    assert (
-        f"\n{path.relative_to(copied)} holds the training up to its last whole run" in captured.out
-    )
-    assert quatrains.read_checkpoint(path)[0].runs == 3
-
-
-class Disk:
-    """A small disk that can be filled to the last byte and file, or nearly."""
-
-    def __init__(self, folder):
-        self.folder = folder
-
-    def fill(self, spare=0, files=None):
-        """Leave some kilobytes, and so many new files if a number is given."""
-        with contextlib.suppress(OSError), (self.folder / "filler").open("wb", 0) as filler:
-            while filler.write(bytes(4096)):
-                pass
-        size = (self.folder / "filler").stat().st_size
-        os.truncate(self.folder / "filler", max(0, size - 1024 * spare))
-        if files is not None:
-            made = []
-            with contextlib.suppress(OSError):
-                for number in itertools.count():
-                    made.append(self.folder / f"filler-{number}")
-                    made[-1].touch()
-            for path in made[len(made) - 1 - files :]:
-                path.unlink(missing_ok=True)
-
-    def resize(self, size):
-        subprocess.run(["mount", "-o", f"remount,size={size}", self.folder], check=True)
-
-    def empty(self):
-        for path in self.folder.glob("filler*"):
-            path.unlink()
+    callback = keras.callbacks.LambdaCallback(**{f"on_epoch_{moment}": spoil})
+    monkeypatch.setattr(quatrains, "make_callbacks", lambda settings: [callback])
+    assert run(**GO_ON) == 2
+    out, err = capsys.readouterr()
+    told = rf"quatrains: the loss \({loss}\) or a weight .*: lower the learning rate of .*\n"
+    assert re.fullmatch(told, err)
+    assert f"\n{copied} holds the training up to its last whole run" in out
+    kept(copied, 3)
 
 
 @pytest.fixture
 def disk(quick, tmp_path, monkeypatch):
-    """A disk of two megabytes with a training on it, as the working directory."""
+    """A disk of two megabytes as the working directory; returns the checkpoint on it."""
     folder = tmp_path / "disk"
     folder.mkdir()
     options = "size=2m,nr_inodes=300"
     if subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder]).returncode:
         pytest.skip("only root can mount a disk")
     shutil.copytree(quick, folder, dirs_exist_ok=True)
-    monkeypatch.chdir(folder)
-    yield Disk(folder)
-    os.chdir("/")
+    with monkeypatch.context() as patch:
+        patch.chdir(folder)
+        yield checkpoint_of()
     subprocess.run(["umount", folder], check=True)
+
+
+def fill(spare=0, files=0):
+    """Fill the disk, but for some kilobytes and so many new files."""
+    made = []
+    with contextlib.suppress(OSError):
+        while True:
+            made.append(Path(f"filler{len(made)}"))
+            made[-1].touch()
+    for path in made[len(made) - 1 - files :]:
+        path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError), made[0].open("wb", 0) as file:
+        while file.write(bytes(4096)):
+            pass
+    os.truncate(made[0], made[0].stat().st_size - 1024 * spare)
 
 
 BROKE_OFF = re.compile(
@@ -634,144 +518,48 @@ BROKE_OFF = re.compile(
 )
 
 
-def live_on(disk, capfd, before):
-    """Make room, resume, write and train anew; what was trained before (its files) stands still."""
-    disk.empty()
-    after = read_files(disk.folder / "logs")
-    assert {path: after.get(path) for path in before} == before
-    paths = sorted(disk.folder.glob("logs/*/checkpoint.keras"))
-    runs = quatrains.read_checkpoint(paths[-1])[0].runs
-    capfd.readouterr()
+@pytest.mark.parametrize("step", STEPS)
+def test_a_full_disk_keeps_the_last_checkpoint(disk, capfd, monkeypatch, step):
+    """And of a new training, which has none, nothing at all; with room again it goes on."""
+    begun, number, where, name, *spare = step
+    with monkeypatch.context() as patch:
+        before_call(patch, number, where, name, lambda: fill(*spare))
+        assert run(**begun) == 2
+    assert BROKE_OFF.fullmatch(capfd.readouterr().err)
+    for filler in Path().glob("filler*"):
+        filler.unlink()
+    runs = 2 if begun is QUICK else 3
+    kept(disk, runs)
     assert run(resume=True, runs=runs + 1) == 0
-    assert f"Going on after run {runs - 1} from {paths[-1].relative_to(disk.folder)}" in (
-        capfd.readouterr().out
-    )
-    assert [*read_curve(paths[-1].parent / "train", "loss")] == [*range(2 * runs + 2)]
-    assert run(generate=1) == 0
-    assert f"\nFrom {paths[-1].relative_to(disk.folder)}" in capfd.readouterr().err
-    assert run(**QUICK | {"runs": 1}) == 0
-    assert len([*disk.folder.glob("logs/*/checkpoint.keras")]) == len(paths) + 1
-    assert not [*disk.folder.glob("logs/*/unfinished-*")]
-
-
-STEPS = {
-    "the training's folder": ("make_folder", {"files": 0}),
-    "the lock": ("locked", {"files": 0}),
-    "the event files": ("train_runs", {"files": 2}),
-    "the graph": ("log_training", {}),
-    "an epoch": ("log_epoch", {}),
-    "a run": ("log_run", {}),
-    "the embedding": ("log_embedding", {}),
-    "the projector": ("log_embedding", {"files": 1}),
-    "the checkpoint": ("save_checkpoint", {}),
-    "half a checkpoint": ("save_checkpoint", {"spare": 16}),
-}
-
-
-def mostly_long(steps, *short):
-    """All of these steps with --long, and without it those that are named."""
-    return [step if step in short else pytest.param(step, marks=pytest.mark.long) for step in steps]
-
-
-@pytest.mark.parametrize(
-    "step",
-    mostly_long(
-        STEPS, "the training's folder", "the event files", "the embedding", "half a checkpoint"
-    ),
-)
-def test_a_disk_that_is_full_at_a_step_harms_no_training(disk, capfd, monkeypatch, step):
-    name, spare = STEPS[step]
-    before = read_files(disk.folder / "logs")
-    function = getattr(quatrains, name)
-    with monkeypatch.context() as patch:
-        patch.setattr(quatrains, name, lambda *given: (disk.fill(**spare), function(*given))[1])
-        assert run(**QUICK) == 2
-    assert BROKE_OFF.fullmatch(capfd.readouterr().err)
-    assert not [*disk.folder.glob("logs/*/unfinished-*")]
-    live_on(disk, capfd, before)
-
-
-@pytest.mark.parametrize(
-    "step", mostly_long(["an epoch", "a run", "the projector", "half a checkpoint"], "a run")
-)
-def test_a_disk_that_is_full_while_resumed_keeps_the_checkpoint(disk, capfd, monkeypatch, step):
-    name, spare = STEPS[step]
-    path = checkpoint_of(disk.folder)
-    function, calls = getattr(quatrains, name), itertools.count()
-
-    def fill_in_second_run(*given):
-        if next(calls) == (2 if step == "an epoch" else 1):
-            disk.fill(**spare)
-        return function(*given)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(quatrains, name, fill_in_second_run)
-        assert run(resume=True, runs=9) == 2
-    assert BROKE_OFF.fullmatch(capfd.readouterr().err)
-    assert quatrains.read_checkpoint(path)[0].runs == 3
-    live_on(disk, capfd, {})
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("spare", range(0, 240, 8))
-def test_a_disk_with_little_room_harms_no_training(disk, capfd, spare):
-    before = read_files(disk.folder / "logs")
-    disk.fill(spare)
-    status = run(**QUICK)
-    err = capfd.readouterr().err
-    assert BROKE_OFF.fullmatch(err) if status == 2 else (status, err) == (0, "")
-    live_on(disk, capfd, before)
-
-
-def test_a_disk_that_fills_up_keeps_the_last_checkpoint(disk, capfd):
-    disk.resize("400k")
-    full = run_script(disk.folder, **QUICK | {"runs": 100_000})
-    assert full.returncode == 2
-    assert BROKE_OFF.fullmatch(full.stderr)
-    unfinished = int(re.findall(r"\nRun (\d+)\n", full.stdout)[-1])
-    assert unfinished > 3
-    path = max(disk.folder.glob("logs/*/checkpoint.keras"))
-    assert quatrains.read_checkpoint(path)[0].runs in (unfinished, unfinished + 1)
-    assert f"\n{path.relative_to(disk.folder)} holds the training up to" in full.stdout
-    disk.resize("2m")
-    live_on(disk, capfd, {})
+    assert [*read_curve(disk.parent / "train", "loss")] == [*range(1, 2 * runs + 3)]
 
 
 def test_files_that_may_not_grow_are_one_line(copied, capsys):
     """The limit lets logs through and stops checkpoints, which start larger."""
-    before = read_files(copied / "logs")
-    _, hard = limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))
-    try:
-        assert run(**QUICK | {"gru_dim": 100, "embedding_dim": 200}) == 2
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert re.fullmatch(
-        r"quatrains: broke off \(.*too large.*\): make room, .*\n", capsys.readouterr().err
-    )
-    assert {*copied.rglob("*.keras")} == {path for path in before if path.suffix == ".keras"}
+    with limited(resource.RLIMIT_FSIZE, 200_000):
+        told = "broke off ([Errno 27] File too large): make room, or mend what else it names"
+        refused(capsys, told, **QUICK | {"gru_dim": 100, "embedding_dim": 200})
+    kept(copied, 2)
 
 
 # ==== Writing without training ====
 
 
 def test_quatrains_are_written_from_the_checkpoint(copied, capsys):
-    (copied / "verses.txt").unlink()
-    before = read_files(copied)
-    process = run_script(copied, generate=20, seed=5)
-    assert process.returncode == 0
-    told = (
-        rf"\nFrom {checkpoint_of(copied).relative_to(copied)}\. "
-        r'Longest quote: \d words, "[a-z ]+" \(\d+\)\.\n'
-    )
-    assert re.fullmatch(told, process.stderr)
-    quatrains_written = process.stdout.rstrip("\n").split("\n\n")
-    assert 15 <= len(quatrains_written) <= 20
-    assert all(verse.count("\n") <= 3 for verse in quatrains_written)
-    assert re.search(r"\b(Mars|Rome)\b", process.stdout)
-    assert not re.search(r"\b(mars|rome)\b", process.stdout)
-    assert run(generate=20, seed=5) == 0
-    assert capsys.readouterr().out == process.stdout
-    assert run(generate=20, seed=5, raw=True) == 0
-    assert capsys.readouterr().out.count("\n") == 20
-    assert read_files(copied) == before
+    Path("verses.txt").unlink()
+    before = read_files(Path())
+    texts = []
+    for raw in ({}, {}, {"raw": True}):
+        assert run(generate=20, seed=5, **raw) == 0
+        out, err = capsys.readouterr()
+        texts.append(out.splitlines())
+        told = rf'\nFrom {copied}\. Longest quote: \d words, "[a-z ]+" \(\d+\)\.\n'
+        assert re.fullmatch(told, err)
+    verse, again, raw = texts
+    assert verse == again
+    assert verse.count("") == len(raw) - 1
+    assert 15 <= len(raw) <= 20
+    assert {len([*lines]) for full, lines in itertools.groupby(verse, bool) if full} <= {1, 2, 3, 4}
+    assert {"Mars", "Rome"} & {*re.findall(r"\w+", " ".join(verse))}
+    assert not {"mars", "rome"} & {*re.findall(r"\w+", " ".join(verse))}
+    assert read_files(Path()) == before

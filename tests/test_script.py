@@ -14,32 +14,23 @@ import time
 import pytest
 
 import quatrains
-from conftest import (
-    QUICK,
-    ROOT,
-    SMALL,
-    arguments,
-    read_files,
-    start_script,
-    wait_for,
-)
+from conftest import QUICK, ROOT, SMALL, arguments, read_files, run, start_script, wait_for
 
 EPOCH = re.compile(
-    r"Epoch (\d)/2 - [\d.]+s - loss: ([\d.]+) - acc: ([\d.]+)"
-    r" - cross_entropy: [\d.]+ - val_loss: ([\d.]+) - val_acc: ([\d.]+)"
+    r"Epoch (\d)/4\n.*/step - acc: ([\d.]+) - loss: ([\d.]+)"
+    r" - val_acc: ([\d.]+) - val_loss: ([\d.]+)"
 )
 
 
 def read_scalars(folder):
     """Read back {tag: [(step, value), ...]} from the event file of a folder."""
-    import tensorflow as tf
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     assert len(list(folder.iterdir())) == 1
     events = EventAccumulator(str(folder)).Reload()
     return {
         tag: [
-            (event.step, float(tf.make_ndarray(event.tensor_proto)))
+            (event.step, float(quatrains.tf.make_ndarray(event.tensor_proto)))
             for event in events.Tensors(tag)
         ]
         for tag in events.Tags()["tensors"]
@@ -48,42 +39,38 @@ def read_scalars(folder):
 
 @pytest.fixture(scope="module")
 def trainings(first_training, tmp_path_factory):
-    """The same small training twice in the same folder: as a command, then in a session of ours.
-
-    Gives the folders of both, what both printed, and the files of the first before the second.
-    """
+    """The same small training twice in the same folder, as a command: the folders of both, what
+    both printed, and the files of the first before the second."""
     folder = shutil.copytree(
         first_training[0], tmp_path_factory.mktemp("twice"), dirs_exist_ok=True
     )
-    before, out = read_files(folder), io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out):
-        patch.chdir(folder)
-        assert quatrains.main(arguments(**SMALL, corpus="verses.txt")) == 0
-    return sorted((folder / "logs").iterdir()), (first_training[1], out.getvalue()), before
+    before = read_files(folder)
+    process = start_script(folder, **SMALL, corpus="verses.txt")
+    out, err = process.communicate()
+    assert (process.returncode, err) == (0, "")
+    return sorted((folder / "logs").iterdir()), (first_training[1].stdout, out), before
 
 
 def test_a_training_prints_its_story(first_training):
     done = first_training[1]
-    assert done.returncode == 0
-    assert done.stderr == ""
+    assert (done.returncode, done.stderr) == (0, "")
     out = done.stdout
-    assert out.startswith("Settings:\n")
-    assert "gru_dim = 8" in out
+    assert out.startswith("Settings other than the file's: embedding_dim=8, gru_dim=8, ")
     assert "verses.txt has 60 quatrains" in out
-    assert out.count("The first epoch compiles the training step") == 1
+    assert re.search(r"\nModel: Embedding GRU Dense, [\d,]+ parameters\.\n", out)
+    assert "\nA run is 2 epochs, then 3 quatrains.\n" in out
     samples = re.search(r"\nRun 0\nTrain on (\d+) samples, validate on (\d+) samples\n", out)
     tokens = int(re.search(r"(\d,\d{3}) tokens", out)[1].replace(",", ""))
     assert int(samples[1]) == int(0.95 * (tokens - 2 * 60))
     assert int(samples[1]) + int(samples[2]) == tokens - 2 * 60
     out, saved = out.rstrip("\n").rsplit("\n\n", 1)
+    assert re.match(r"logs.\d{6}-\d{6}-2017.checkpoint\.keras holds the training", saved)
     quote = re.compile(r'\n\nLongest quote: \d words, "[a-z ]+" \(\d+\)\.')
     assert len(quote.findall(out)) == 2
-    out = quote.sub("", out)
-    assert re.match(r"logs.\d{6}-\d{6}.checkpoint\.keras holds the training", saved)
-    first, second = re.split(r"\nRun \d\n", out)[1:]
-    for run in (first, second):
-        assert len(EPOCH.findall(run)) == 2
-        verses = run.split("\n\n")[1:]
+    first, second = re.split(r"\nRun \d\n", quote.sub("", out))[1:]
+    assert [row[0] for row in EPOCH.findall(first + second)] == ["1", "2", "3", "4"]
+    for printed in (first, second):
+        verses = printed.split("\n\n")[1:]
         assert len(verses) == 3
         for verse in verses:
             assert verse.strip().count("\n") <= 3
@@ -91,26 +78,25 @@ def test_a_training_prints_its_story(first_training):
 
 
 def test_the_curves_are_unbroken_and_what_was_printed(trainings):
-    (first, _), (done, _), _ = trainings
-    assert re.fullmatch(r"\d{6}-\d{6}", first.name)
+    (first, _), (out, _), _ = trainings
     train, validation = read_scalars(first / "train"), read_scalars(first / "validation")
-    assert set(train) == set(validation) == {"loss", "acc", "cross_entropy"}
-    columns = [train["loss"], train["acc"], validation["loss"], validation["acc"]]
-    assert [[step for step, _ in column] for column in columns] == [[0, 1, 2, 3]] * 4
+    assert set(train) == {"loss", "acc", "learning_rate"}
+    assert set(validation) == {"loss", "acc", "cross_entropy"}
+    columns = [train["acc"], train["loss"], validation["acc"], validation["loss"]]
+    # Steps are the epochs as they are printed.
+    assert [[step for step, _ in column] for column in columns] == [[1, 2, 3, 4]] * 4
     logged = zip(*([value for _, value in column] for column in columns), strict=True)
-    printed = [tuple(map(float, row[1:])) for row in EPOCH.findall(done.stdout)]
+    printed = [tuple(map(float, row[1:])) for row in EPOCH.findall(out)]
     for row, values in zip(printed, logged, strict=True):
         assert row == pytest.approx(values, abs=5.1e-5)
 
 
 def test_a_seed_repeats_a_training_exactly(trainings):
-    _, (first, second), _ = trainings
     told = [
-        re.sub(r"\d+\.\ds|\d{6}-\d{6}", "", out).partition("Corpus:")[2]
-        for out in (first.stdout, second)
+        re.sub(r"\d+s - \d+[mu]?s/step|\d{6}-\d{6}", "", out).partition("Corpus:")[2]
+        for out in trainings[1]
     ]
     assert told[0] == told[1] != ""
-    assert len(EPOCH.findall(second)) == 4
 
 
 def test_a_second_training_touches_nothing_of_the_first(trainings):
@@ -123,10 +109,8 @@ def test_a_second_training_touches_nothing_of_the_first(trainings):
 
 def test_raw_prints_token_lines(tmp_path, capsys, monkeypatch, verses):
     monkeypatch.chdir(tmp_path)
-    assert (
-        quatrains.main(arguments(**QUICK | {"runs": 1, "raw": True, "quatrains_per_run": 40})) == 0
-    )
-    lines = capsys.readouterr().out.splitlines()[-44:-4]
+    assert run(**QUICK | {"runs": 1, "raw": True, "quatrains_per_run": 40}) == 0
+    lines = capsys.readouterr().out.partition("Longest quote")[0].strip().splitlines()[-40:]
     known = set(quatrains.index_corpus(quatrains.read_corpus(verses)).words[1:])
     assert all(set(line.split()) <= known for line in lines)
     assert any(" ." in line or " ," in line for line in lines)
@@ -159,7 +143,7 @@ def test_bad_corpora_are_one_line_and_touch_nothing(case, tmp_path, capsys, monk
     elif content is not None:
         path.write_bytes(content)
     before = sorted(tmp_path.rglob("*"))
-    assert quatrains.main(arguments(**SMALL | {"corpus": "bad.txt", "phrase_len": 6})) == 2
+    assert run(**SMALL | {"corpus": "bad.txt", "phrase_len": 6}) == 2
     message = capsys.readouterr().err
     assert message.count("\n") == 1
     assert reason in message
@@ -170,7 +154,7 @@ def test_bad_corpora_are_one_line_and_touch_nothing(case, tmp_path, capsys, monk
 KNOWN_BEFOREHAND = {
     "words that the corpus lacks": (
         {"opening": "Mars and the kings"},
-        "opening has words that the corpus never uses: and (near it: ",
+        "opening has 'and', which the corpus lacks (near it: ",
     ),
     "an opening as long as a quatrain": (
         {"opening": "king Mars river", "max_words": 3},
@@ -188,7 +172,7 @@ def test_what_can_be_known_is_said_before_anything_is_made(
 ):
     changes, reason = KNOWN_BEFOREHAND[case]
     monkeypatch.chdir(tmp_path)
-    assert quatrains.main(arguments(**QUICK | changes)) == 2
+    assert run(**QUICK | changes) == 2
     captured = capsys.readouterr()
     assert captured.err.startswith(f"quatrains: {reason}")
     assert captured.err.count("\n") == 1
@@ -196,50 +180,39 @@ def test_what_can_be_known_is_said_before_anything_is_made(
     assert [*tmp_path.iterdir()] == [verses]
 
 
-@pytest.fixture
-def no_patience():
-    """Fails a test that hangs."""
-    before = signal.signal(signal.SIGALRM, lambda *_: pytest.fail("it hangs"))
-    signal.alarm(60)
-    yield
-    signal.alarm(0)
-    signal.signal(signal.SIGALRM, before)
-
-
 @pytest.mark.parametrize("logs", ["taken", "taken/logs", "/proc/logs", "dangling"])
-def test_logs_that_cannot_be_written_are_refused(
-    tmp_path, capsys, monkeypatch, verses, logs, no_patience
-):
+def test_logs_that_cannot_be_written_are_refused(tmp_path, capsys, monkeypatch, verses, logs):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "taken").write_text("")
     (tmp_path / "dangling").symlink_to("a disk that is not mounted")
-    assert quatrains.main(arguments(**QUICK | {"logs": logs})) == 2
+    assert run(**QUICK | {"logs": logs}) == 2
     message = capsys.readouterr().err
     assert message.startswith(f"quatrains: logs {logs} cannot be written (")
     assert message.count("\n") == 1
 
 
 ODD_CORPORA = {
-    "one quatrain": "the king of Rome shall see the moon, " * 8,
-    "a very long quatrain": "the king of Rome shall see the moon, " * 2_500,
-    "no final newline": "the king of Rome\nshall see the moon.\n\n" * 30 + "the moon",
+    "one quatrain": (
+        "the king of Rome shall see the moon, " * 8,
+        "has 1 quatrains, 72 tokens, 8 distinct words",
+    ),
+    "no final newline": (
+        "the king of Rome\nshall see the moon.\n\n" * 30 + "the moon",
+        "has 31 quatrains, 272 tokens, 8 distinct words",
+    ),
 }
 
 
 @pytest.mark.parametrize("case", ODD_CORPORA)
 def test_odd_corpora_are_trained_on(case, tmp_path, capsys, monkeypatch):
+    text, told = ODD_CORPORA[case]
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "odd.txt").write_text(ODD_CORPORA[case])
-    assert quatrains.main(arguments(**QUICK | {"corpus": "odd.txt", "runs": 1})) == 0
-    told = {
-        "one quatrain": "has 1 quatrains, 72 tokens, 8 distinct words",
-        "a very long quatrain": "has 1 quatrains, 22,500 tokens, 8 distinct words",
-        "no final newline": "has 31 quatrains, 272 tokens, 8 distinct words",
-    }
-    assert told[case] in capsys.readouterr().out
+    (tmp_path / "odd.txt").write_text(text)
+    assert run(**QUICK | {"corpus": "odd.txt", "runs": 1}) == 0
+    assert told in capsys.readouterr().out
 
 
-def test_importing_the_script_does_nothing(tmp_path):
+def test_importing_the_script_trains_nothing(tmp_path):
     code = (
         "import signal, sys; before = signal.getsignal(signal.SIGINT)\n"
         "sys.path.insert(0, sys.argv[1]); import quatrains\n"
@@ -252,11 +225,22 @@ def test_importing_the_script_does_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_program_trains_and_writes(tmp_path, monkeypatch, verses):
+    monkeypatch.chdir(tmp_path)
+    with contextlib.redirect_stdout(io.StringIO()):
+        prophet = quatrains.train(quatrains.Settings(**QUICK))
+    assert prophet.runs == 2
+    assert [*prophet.history.history] == ["acc", "loss", "val_acc", "val_loss"]
+    assert len(prophet.write(3, seed=1)) == 3
+
+
 # ==== What stands behind the output ====
 
 COMMANDS = {
     "head": "$SCRIPT --generate 1000 | head -1; echo ${PIPESTATUS[0]}",
     "full": "$SCRIPT --generate 2 > /dev/full",
+    "training, full": f"$SCRIPT {' '.join(arguments(**QUICK))} --logs full > /dev/full",
+    "closed": "$SCRIPT --generate 2 --raw 2>&-",
     "ascii": f"PYTHONIOENCODING=ascii $SCRIPT {' '.join(arguments(**QUICK))} --corpus \xe9.txt",
     "no GPU": f"CUDA_VISIBLE_DEVICES= $SCRIPT {' '.join(arguments(**QUICK))} --use-gpu --logs gpu",
 }
@@ -271,14 +255,12 @@ def shells(first_training, tmp_path_factory):
     )
     (folder / "\xe9.txt").write_text(text, encoding="utf-8")
     script = os.environ | {"SCRIPT": f"{sys.executable} {ROOT / 'quatrains.py'}"}
-    script.pop("TF_CPP_MIN_LOG_LEVEL", None)
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    started = {
-        name: subprocess.Popen(["bash", "-c", command], cwd=folder, env=script, **pipes)
-        for name, command in COMMANDS.items()
-    }
-    ended = {name: process.communicate() for name, process in started.items()}
-    return folder, {name: (started[name].returncode, *ended[name]) for name in ended}
+    ended = {}
+    for name, command in COMMANDS.items():
+        done = subprocess.run(["bash", "-c", command], cwd=folder, env=script, **pipes)
+        ended[name] = (done.returncode, done.stdout, done.stderr)
+    return folder, ended
 
 
 def test_a_reader_that_has_read_enough_is_no_error(shells):
@@ -287,26 +269,19 @@ def test_a_reader_that_has_read_enough_is_no_error(shells):
     assert err == ""
 
 
-FULL = re.compile(r"quatrains: broke off \(.*No space left on device\): make room, .*\n")
-
-
-def test_a_full_disk_behind_what_is_written_is_one_line(shells):
-    status, _, err = shells[1]["full"]
+@pytest.mark.parametrize("name", ["full", "training, full"])
+def test_a_full_disk_behind_what_is_printed_is_one_line(shells, name):
+    folder, ended = shells
+    status, _, err = ended[name]
     assert status == 2
-    assert FULL.fullmatch(err)
+    assert re.fullmatch(r"quatrains: broke off \(.*No space left on device\): make room, .*\n", err)
+    assert not [*folder.glob("full/*")]
 
 
-def test_a_full_disk_behind_what_a_training_prints_is_one_line(tmp_path, verses):
-    done = subprocess.run(
-        [sys.executable, ROOT / "quatrains.py", *arguments(**QUICK)],
-        cwd=tmp_path,
-        stdout=open("/dev/full", "w"),  # noqa: SIM115, PTH123
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert done.returncode == 2
-    assert FULL.fullmatch(done.stderr)
-    assert [*tmp_path.iterdir()] == [verses]
+def test_a_closed_standard_error_is_no_error(shells):
+    status, out, _ = shells[1]["closed"]
+    assert status == 0
+    assert len(out.splitlines()) >= 2
 
 
 def test_letters_that_the_terminal_lacks_are_question_marks(shells):
@@ -319,51 +294,42 @@ def test_letters_that_the_terminal_lacks_are_question_marks(shells):
 
 def test_a_gpu_asked_for_and_not_there_is_one_line_and_touches_nothing(shells):
     folder, ended = shells
-    status, _, err = ended["no GPU"]
-    assert status == 2
-    assert err.startswith("quatrains: use_gpu = True, but TensorFlow sees no GPU, for it lacks ")
+    status, out, err = ended["no GPU"]
+    assert (status, out) == (2, "")
+    assert err.startswith("quatrains: use_gpu = True, but TensorFlow sees no GPU: ")
     assert err.count("\n") == 1
     assert not (folder / "gpu").exists()
 
 
-def test_an_epoch_shows_a_bar_in_a_terminal_and_not_in_a_pipe(tmp_path, verses):
-    """The bar of an epoch that takes long: here, any time at all."""
-    code = (
-        "import sys; sys.path.insert(0, sys.argv.pop(1)); import quatrains\n"
-        "quatrains.PATIENCE = 0; sys.exit(quatrains.main(sys.argv[1:]))"
-    )
-    settings = QUICK | {"runs": 1, "epochs_per_run": 1, "batch_size": 64}
+def test_a_terminal_has_keras_own_bar_and_a_pipe_a_line_an_epoch(tmp_path, verses, first_training):
     ours, theirs = pty.openpty()
-    terminal, pipe = (
-        subprocess.Popen(
-            [sys.executable, "-c", code, ROOT, *arguments(**settings)],
-            cwd=tmp_path,
-            stdout=stdout,
-            stderr=stdout,
-            env=os.environ | {"TERM": "xterm"},
-        )
-        for stdout in (theirs, subprocess.PIPE)
+    settings = SMALL | {"runs": 1, "corpus": "verses.txt"}
+    process = subprocess.Popen(
+        [sys.executable, ROOT / "quatrains.py", *arguments(**settings)],
+        cwd=tmp_path,
+        stdout=theirs,
+        stderr=theirs,
+        env=os.environ | {"TERM": "xterm"},
     )
     os.close(theirs)
     shown = b""
     with contextlib.suppress(OSError):  # The way a terminal ends.
         while part := os.read(ours, 4096):
             shown += part
-    printed = pipe.communicate()[0].decode()
-    assert (terminal.wait(), pipe.returncode) == (0, 0)
+    assert process.wait() == 0
     text = re.sub(r"\x1b\[\d+m|\x08", "", shown.decode())
-    lines = text.replace("\r", "\n").splitlines()
-    assert any(re.fullmatch(r" *8/21 .* \d+s \d+m?s/step", line) for line in lines)
-    assert any(line.startswith("Epoch 1/1 - ") for line in lines)
-    assert "step" not in printed.partition("Run 0")[2]
-    assert "\nEpoch 1/1 - " in printed
+    bars = [line for line in text.replace("\r", "\n").splitlines() if "\u2501" in line]
+    within = [line for line in bars if "val_loss" not in line]
+    assert within
+    assert all(len(line) < 80 and "loss: " in line for line in within)
+    assert "\u2501" not in first_training[1].stdout
 
 
 # ==== Ctrl-C ====
 
 
-@pytest.mark.parametrize("module", ["argparse", "json", "numpy._core.multiarray", "numpy"])
-def test_ctrl_c_during_the_imports_is_no_traceback(tmp_path, module):
+@pytest.mark.parametrize("seconds", [0.1, 1.5])
+def test_ctrl_c_during_the_imports_is_no_traceback(tmp_path, seconds):
     process = subprocess.Popen(
         [sys.executable, "-X", "importtime", ROOT / "quatrains.py", "--corpus", "none"],
         cwd=tmp_path,
@@ -371,27 +337,16 @@ def test_ctrl_c_during_the_imports_is_no_traceback(tmp_path, module):
         text=True,
     )
     for line in process.stderr:
-        if line.endswith(f"| {module}\n") or line.rsplit("|")[-1].strip() == module:
-            process.send_signal(signal.SIGINT)
+        if line.endswith("| zipfile\n"):  # The last one of the standard library.
             break
-    _, err = process.communicate(timeout=20)
-    assert process.returncode in (130, -signal.SIGINT)
+    time.sleep(seconds)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGINT
     assert "Traceback" not in err
 
 
-def test_ctrl_c_while_tensorflow_is_loaded_is_one_line(tmp_path, verses):
-    started = [start_script(tmp_path, **QUICK) for _ in range(4)]
-    for process in started:
-        wait_for(process, "Corpus: ")
-        time.sleep(0.3)
-        process.send_signal(signal.SIGINT)
-    for process in started:
-        out, err = process.communicate(timeout=20)
-        assert (process.returncode, err) == (130, "\nquatrains: stopped\n")
-        assert "Run 0" not in out
-
-
-def test_a_background_job_whose_shell_ignores_ctrl_c_goes_on(tmp_path, verses):
+def test_a_background_job_whose_shell_ignores_ctrl_c_goes_on_and_kill_ends_it(tmp_path, verses):
     ignoring = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:  # A child begins with what its parent ignores.
         process = start_script(tmp_path, **QUICK | {"runs": 100_000})
@@ -400,7 +355,7 @@ def test_a_background_job_whose_shell_ignores_ctrl_c_goes_on(tmp_path, verses):
     process.send_signal(signal.SIGINT)
     wait_for(process, "Run 1\n")
     process.send_signal(signal.SIGINT)
-    wait_for(process, "Run 20\n")
+    wait_for(process, "Run 3\n")
     process.terminate()
     _, err = process.communicate(timeout=20)
-    assert (process.returncode, err) == (143, "\nquatrains: stopped\n")
+    assert (process.returncode, err) == (-signal.SIGTERM, "")

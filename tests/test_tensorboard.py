@@ -1,6 +1,7 @@
 """What TensorBoard shows: the event files read back, and every tab in a real browser."""
 
 import contextlib
+import dataclasses
 import io
 import json
 import re
@@ -19,13 +20,11 @@ import pytest
 from PIL import Image
 
 import quatrains
-from conftest import ROOT, SMALL, arguments, read_curve
+from conftest import ROOT, SMALL, read_curve, run
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 DRIVER = shutil.which("chromedriver")
-CORPUS = ROOT / "data" / "quatrains.txt"
-TRAINING = SMALL | {"embedding_dim": 50, "gru_dim": 32, "batch_size": 512, "corpus": CORPUS}
-TAGS = ("loss", "acc", "cross_entropy")
+TRAINING = SMALL | {"embedding_dim": 50, "gru_dim": 32, "batch_size": 512}
 LAYERS = {
     "weights/embedding/0_embeddings",
     "weights/GRU/0_kernel",
@@ -45,31 +44,42 @@ class Training(NamedTuple):
     epochs: int
     runs: int
 
+    def steps(self):
+        """The numbers of its epochs."""
+        return [*range(1, self.runs * self.epochs + 1)]
+
     def ends(self):
         """The last epoch of each run."""
-        return [(run + 1) * self.epochs - 1 for run in range(self.runs)]
+        return self.steps()[self.epochs - 1 :: self.epochs]
+
+    def texts(self):
+        """What each run wrote, as it was printed."""
+        pattern = r"\n(Run \d+)\n(?:.+\n)+(\n(?:.*\n)+?)\nLongest quote"
+        return ["\n".join(parts).rstrip() for parts in re.findall(pattern, self.printed)]
 
 
 def train(logs, **settings):
     """Train in this process; return the training's folder and what was printed."""
     with contextlib.redirect_stdout(io.StringIO()) as out:
-        assert quatrains.main(arguments(logs=logs, **settings)) == 0
+        assert run(logs=logs, **settings) == 0
     return max(logs.iterdir()), out.getvalue()
 
 
 @pytest.fixture(scope="module")
-def trainings(tmp_path_factory, request):
+def trainings(tmp_path_factory):
     """Two trainings in one folder: one of two runs and, resumed, a third; one of recipe verse."""
-    logs = tmp_path_factory.mktemp("watched") / "logs"
-    epochs = 10 if request.config.getoption("--pictures") else 2  # More are nicer to look at.
-    settings = TRAINING | {"epochs_per_run": epochs, "runs": 2}
+    folder = tmp_path_factory.mktemp("watched")
+    logs, corpus = folder / "logs", folder / "corpus.txt"
+    texts = [text for _, text in quatrains.read_corpus(ROOT / "data" / "quatrains.txt")]
+    corpus.write_text("\n\n".join(texts[:200]), encoding="utf-8")
+    settings = TRAINING | {"corpus": corpus}
     first, began = train(logs, **settings)
     same, went_on = train(logs, resume=True, runs=3)
     assert same == first
-    second, printed = train(logs, **settings, recipe="verse")
+    second, printed = train(logs, **settings, recipe="verse", name="lines", drafts=2)
     return [
-        Training(first, began + went_on, "2017", epochs, 3),
-        Training(second, printed, "verse", epochs, 2),
+        Training(first, began + went_on, "2017", 2, 3),
+        Training(second, printed, "verse", 2, 2),
     ]
 
 
@@ -78,24 +88,51 @@ def training(request, trainings):
     return trainings[request.param == "whole"]
 
 
-def test_every_training_has_one_folder(training):
-    assert re.fullmatch(r"\d{6}-\d{6}", training.folder.name)
+def test_every_training_has_one_folder_which_its_name_or_recipe_ends(training):
+    called = {"2017": "2017", "verse": "lines"}[training.recipe]
+    assert re.fullmatch(rf"\d{{6}}-\d{{6}}-{called}", training.folder.name)
     assert {path.name for path in training.folder.iterdir() if "events" not in path.name} == {
         *("train", "validation", "checkpoint.keras", "lock"),
-        *("embedding.bytes", "words.tsv", "projector_config.pbtxt"),
+        *("embedding0.bytes", "words.tsv", "projector_config.pbtxt"),
     }
 
 
 def test_curves_are_unbroken_and_what_was_printed(training):
-    figures = "".join(f" - {half}{tag}: ([\\d.]+)" for half in ("", "val_") for tag in TAGS)
+    curves = [(half, tag) for half in ("train", "validation") for tag in ("acc", "loss")]
+    figures = " - ".join(
+        f"{half}{tag}: ([\\d.]+)" for half in ("", "val_") for tag in ("acc", "loss")
+    )
     printed = re.findall(figures, training.printed)
-    epochs = training.runs * training.epochs
-    assert len(printed) == epochs
-    curves = [(half, tag) for half in ("train", "validation") for tag in TAGS]
     for (half, tag), column in zip(curves, zip(*printed, strict=True), strict=True):
         curve = read_curve(training.folder / half, tag)
-        assert [*curve] == [*range(epochs)]
+        assert [*curve] == training.steps()
         assert [*curve.values()] == pytest.approx([*map(float, column)], abs=5.1e-5)
+    rates = read_curve(training.folder / "train", "learning_rate")
+    assert rates == pytest.approx(dict.fromkeys(training.steps(), 0.003))
+
+
+def load(training):
+    return quatrains.load_checkpoint(training.folder / "checkpoint.keras", quatrains.Settings())
+
+
+def test_the_cross_entropy_is_the_loss_without_penalties(training):
+    entropies = read_curve(training.folder / "validation", "cross_entropy")
+    losses = read_curve(training.folder / "validation", "loss")
+    assert [*entropies] == training.steps()
+    prophet = load(training)
+    phrases, targets, _ = quatrains.make_samples(prophet.corpus, prophet.settings)[1]
+    chances = np.take_along_axis(prophet.predict(phrases).numpy(), targets, 1)
+    assert entropies[training.ends()[-1]] == pytest.approx(-np.log(chances).mean(), abs=1e-4)
+    gaps = [losses[step] - entropies[step] for step in training.steps()]
+    assert all(gap > 1e-3 if training.recipe == "2017" else gap == 0 for gap in gaps)
+
+
+def test_quotes_and_scores_are_logged_of_every_run(training):
+    lines = re.findall(r"Longest quote: (\d+) .*?(?:quoted (\d+) .*)?\n", training.printed)
+    quotes = [int(passed_over or written) for written, passed_over in lines]
+    assert read_curve(training.folder, "quote") == dict(zip(training.ends(), quotes, strict=True))
+    scores = read_curve(training.folder, "slor")
+    assert [*scores] == training.ends()
 
 
 def test_events_hold_every_tab(training):
@@ -104,19 +141,12 @@ def test_events_hold_every_tab(training):
     from tensorboard.plugins.hparams import plugin_data_pb2
 
     events = EventAccumulator(str(training.folder), size_guidance={"tensors": 0}).Reload()
-    best = [f"best/val_{tag}" for tag in TAGS]
-    texts = [f"quatrain {number}" for number in (1, 2, 3)]
-    assert {*LAYERS, *texts, *best, "quote"} <= {*events.Tags()["tensors"]}
-    for tag in (*LAYERS, *texts[:3], *best, "quote"):
+    for tag in (*LAYERS, "quatrains"):
         assert [event.step for event in events.Tensors(tag)] == training.ends()
-    by_layer = {tag: events.SummaryMetadata(tag).plugin_data.plugin_name for tag in LAYERS}
-    assert {*by_layer.values()} == {"histograms"}
-
-    for tag in texts:
-        for event in events.Tensors(tag):
-            text = tf.make_ndarray(event.tensor_proto).item().decode()
-            assert all(line.startswith("> ") for line in text.split("\n"))
-            assert "\n".join(line[2:].rstrip() for line in text.split("\n")) in training.printed
+        plugin = events.SummaryMetadata(tag).plugin_data.plugin_name
+        assert plugin == ("text" if tag == "quatrains" else "histograms")
+    written = [tf.make_ndarray(event.tensor_proto) for event in events.Tensors("quatrains")]
+    assert [text.item().decode() for text in written] == training.texts()
 
     nodes = {node.name.split("/")[0] for node in events.Graph().node}
     assert {"words", "embedding", "GRU", "dense"} <= nodes
@@ -124,17 +154,10 @@ def test_events_hold_every_tab(training):
     start = plugin_data_pb2.HParamsPluginData.FromString(
         events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
     ).session_start_info
-    values = {name.split()[-1]: value for name, value in start.hparams.items()}
-    assert {*values} == {*quatrains.FIXED}
-    assert values["recipe"].string_value == training.recipe
+    settings = {field.name for field in dataclasses.fields(quatrains.Settings)}
+    assert {*start.hparams} == {"Model", "Name", *settings} - {*quatrains.CHANGEABLE}
+    assert start.hparams["recipe"].string_value == training.recipe
     assert start.group_name == training.folder.name
-
-
-def test_the_best_of_all_epochs_is_kept(training):
-    for name, best_of in (("loss", min), ("acc", max), ("cross_entropy", min)):
-        curve = read_curve(training.folder / "validation", name)
-        expected = {end: best_of([*curve.values()][: end + 1]) for end in training.ends()}
-        assert read_curve(training.folder, f"best/val_{name}") == expected
 
 
 def test_the_projector_has_all_words(training):
@@ -145,8 +168,7 @@ def test_the_projector_has_all_words(training):
     (embedding,) = text_format.Parse(text, ProjectorConfig()).embeddings
     data = (training.folder / embedding.tensor_path).read_bytes()
     metadata = (training.folder / embedding.metadata_path).read_text(encoding="utf-8")
-    quatrain_texts = quatrains.read_corpus(CORPUS)
-    words = quatrains.index_corpus(quatrain_texts, training.recipe == "verse").words
+    words = load(training).corpus.words
     assert metadata.splitlines() == words
     assert [*embedding.tensor_shape] == [len(words), 50]
     assert data[0] == 0xFF
@@ -187,27 +209,19 @@ function findAll(node, selector) {
 class Page:
     """A browser on a TensorBoard."""
 
-    def __init__(self, driver, address, pictures):
-        self.driver, self.address, self.pictures = driver, address, pictures
+    def __init__(self, driver, address):
+        self.driver, self.address = driver, address
 
     def open(self, tab, *expected, options="", query=""):
-        """Open a tab, wait until it shows all that is expected, and take its picture."""
+        """Open a tab, and wait until it shows all that is expected."""
         self.driver.get("about:blank")
         self.driver.get(f"{self.address}/{query}#{tab}{options}")
-        text = self.wait(lambda: self.shows(*expected), f"{tab} does not show {expected}")
-        self.picture(tab)
-        return text
+        return self.wait(lambda: self.shows(*expected), f"{tab} does not show {expected}")
 
     def fetch(self, path, **query):
         """Fetch what TensorBoard's pages fetch."""
         address = f"{self.address}/data/{path}?{urllib.parse.urlencode(query)}"
         return json.load(urllib.request.urlopen(address))
-
-    def picture(self, tab):
-        if self.pictures:
-            time.sleep(3)  # for what is drawn after the page has its text
-            shot = Image.open(io.BytesIO(self.driver.get_screenshot_as_png()))
-            shot.convert("RGB").quantize(128).save(self.pictures / f"{tab}.png", optimize=True)
 
     def run(self, code):
         return self.driver.execute_script(FIND + code)
@@ -225,19 +239,37 @@ class Page:
             time.sleep(0.5)
         raise AssertionError(complaint)
 
+    def find_neighbours(self, word, known):
+        """Look a word up in the projector; wait until ten neighbours of it are listed."""
+        self.run(
+            "const box = findAll(document.body, '#search-box')[0].shadowRoot;"
+            "const input = box.querySelector('paper-input');"
+            f"input.value = '{word}'; input.dispatchEvent(new Event('input'));"
+        )
+        self.wait(lambda: self.shows(f"(click to apply): {word} "), f"{word} is not found")
+        self.run(
+            "findAll(document.body, 'vz-projector-inspector-panel')[0].shadowRoot"
+            ".querySelector('.matches-list .label').click()"
+        )
+        heading = "Nearest points in the original space:"
+        self.wait(
+            lambda: len({*known} & {*self.shows().split(heading)[1].split()[:40]}) > 10,
+            f"{word} has no neighbours",
+        )
 
-@pytest.fixture(scope="module")
-def page(trainings, request):
+
+@contextlib.contextmanager
+def watch(logs):
+    """A browser on a TensorBoard over a folder."""
     if not (CHROMIUM and DRIVER):
         pytest.skip("no Chromium: `apt-get install chromium chromium-driver`")
     from selenium import webdriver
 
-    root = trainings[0].folder.parent
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     address = f"http://127.0.0.1:{port}"
-    command = [sys.executable, "-m", "tensorboard.main", f"--logdir={root}", f"--port={port}"]
+    command = [sys.executable, "-m", "tensorboard.main", f"--logdir={logs}", f"--port={port}"]
     board = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     options = webdriver.ChromeOptions()
     options.binary_location = CHROMIUM
@@ -248,15 +280,20 @@ def page(trainings, request):
     ).split():
         options.add_argument("--" + switch)
     driver = webdriver.Chrome(options, webdriver.ChromeService(DRIVER))
-    pictures = request.config.getoption("--pictures")
     try:
-        shown = Page(driver, address, pictures and ROOT / pictures)
+        shown = Page(driver, address)
         shown.wait(lambda: urllib.request.urlopen(address).status == 200, "no TensorBoard")
         yield shown
     finally:
         driver.quit()
         board.terminate()
         board.wait()
+
+
+@pytest.fixture(scope="module")
+def page(trainings):
+    with watch(trainings[0].folder.parent) as shown:
+        yield shown
 
 
 # What the Scalars and Time Series tabs show of all that there is.
@@ -286,7 +323,7 @@ def test_time_series_has_three_entries_a_training(page, trainings):
             for tag in ("loss", "acc"):
                 points = page.fetch("plugin/scalars/scalars", run=name, tag=tag)
                 steps = [step for _, step, _ in points]
-                assert steps == [*range(training.runs * training.epochs)]
+                assert steps == training.steps()
 
 
 def test_scalars_draw_unbroken_curves(page, trainings):
@@ -300,7 +337,7 @@ def test_scalars_draw_unbroken_curves(page, trainings):
         "([name, points]) => [JSON.parse(name)[1], points.data().map(point => point.step)])])"
     )
     expected = {
-        f"{training.folder.name}/{half}": [*range(training.runs * training.epochs)]
+        f"{training.folder.name}/{half}": training.steps()
         for training in trainings
         for half in ("train", "validation")
     }
@@ -334,50 +371,69 @@ def test_weights_are_named_by_layer_and_shown_of_every_run(page, trainings, tab)
 def test_text_shows_the_quatrains_of_every_run_as_verse(page, trainings):
     expected = []
     for training in trainings:
-        runs = re.split(r"\nRun \d+\n", training.printed)[1:]
-        verses = [" ".join(run.split("\n\n")[1].split()) for run in runs]
-        steps = [f"step {end} {verse}" for end, verse in zip(training.ends(), verses, strict=True)]
-        heading = f"{training.folder.name} tag: quatrain 1"
+        heading = f"{training.folder.name} tag: quatrains"
+        runs = zip(training.ends(), training.texts(), strict=True)
+        steps = [f"step {end} {' '.join(text.split())}" for end, text in runs]
         expected.append(" ".join([heading, *reversed(steps)]))
     page.open("text", *expected)
+    shown = page.run(
+        "return findAll(document.body, '#markdown').map(text =>"
+        "[...text.querySelectorAll('p')].map(paragraph => paragraph.innerText).join('\\n\\n'))"
+    )
+    assert shown == [text for training in trainings for text in reversed(training.texts())]
 
 
 def test_projector_lists_the_trainings_and_finds_a_words_neighbours(page, trainings):
     names = " ".join(training.folder.name for training in trainings)
-    page.open("projector", "Points: 5392", "Dimension: 50", f"2 runs found {names} 1 tensor found")
-    page.run(
-        "const box = findAll(document.body, '#search-box')[0].shadowRoot;"
-        "const input = box.querySelector('paper-input');"
-        "input.value = 'king'; input.dispatchEvent(new Event('input'));"
-    )
-    page.wait(lambda: page.shows("(click to apply): king kingdom"), "king is not found")
-    page.run(
-        "findAll(document.body, 'vz-projector-inspector-panel')[0].shadowRoot"
-        ".querySelector('.matches-list .label').click()"
-    )
-    known = {*quatrains.index_corpus(quatrains.read_corpus(CORPUS)).words}
-    heading = "Nearest points in the original space:"
-    page.wait(
-        lambda: len(known & set(page.shows().split(heading)[1].split()[:40])) > 10,
-        "king has no neighbours",
-    )
-    page.picture("projector")
+    words = load(trainings[0]).corpus.words
+    found = f"2 runs found {names} 1 tensor found"
+    page.open("projector", f"Points: {len(words)}", "Dimension: 50", found)
+    page.find_neighbours("king", words)
 
 
-def test_hparams_shows_what_changes_and_what_came_of_it(page, trainings):
+def test_hparams_shows_first_what_differs_and_what_came_of_it(page, trainings):
+    columns = "Model Name dense_dropout phrase_len recipe".split()
+    results = [("train", "acc"), ("validation", "acc"), ("validation", "cross_entropy")]
     rows = []
     for training in trainings:
-        values = [32, 0.003, 0.5, 0.02 if training.recipe == "2017" else 0]
-        for name in TAGS:
-            values.append([*read_curve(training.folder, f"best/val_{name}").values()][-1])
-        for name in ("loss", "acc"):  # No more than five are shown without a tick.
-            values.append([*read_curve(training.folder / "validation", name).values()][-1])
-        shown = (f"{value:#.5g}" for value in values)
-        rows.append(" ".join([training.folder.name, training.recipe, *shown]))
+        model = quatrains.describe_model(load(training).model)
+        values = {
+            "2017": [model, "2017", 0.0, 4.0, "2017"],
+            "verse": [model, "lines", 0.5, 16.0, "verse"],
+        }[training.recipe]
+        for half, tag in results:
+            values.append([*read_curve(training.folder / half, tag).values()][-1])
+        shown = [f"{value:#.5g}" if type(value) is float else value for value in values]
+        rows.append(" ".join([training.folder.name, *shown]).replace(" 0.0000 ", " 0.0000 "))
     page.driver.set_window_size(2500, 700)
-    page.open(
-        "hparams",
-        "Trial ID Show Metrics recipe gru_dim learning_rate dropout regularization "
-        "best val_loss best val_acc best val_cross_entropy val_loss val_acc "
-        f"{' '.join(rows)} ",
-    )
+    heads = " ".join([*columns, *(f"{half}.{tag}" for half, tag in results)])
+    page.open("hparams", f"Trial ID Show Metrics {heads} ", *rows)
+
+
+def test_pictures_of_every_tab(trainings, request):
+    if not (folder := request.config.getoption("--pictures")):
+        pytest.skip("--pictures FOLDER takes them, of --trainings LOGS or of these")
+    logs = Path(request.config.getoption("--trainings", None) or trainings[0].folder.parent)
+    last = max(logs.glob("*/words.tsv"))
+    with watch(logs.resolve()) as page:
+
+        def picture(tab):
+            time.sleep(3)  # For what is drawn after the page has its text.
+            shot = Image.open(io.BytesIO(page.driver.get_screenshot_as_png()))
+            path = ROOT / folder / f"{tab}.png"
+            shot.convert("RGB").quantize(128).save(path, optimize=True)
+
+        page.wait(lambda: page.fetch("runs"), "no trainings")
+        for tab in ("timeseries", "scalars"):
+            query = {"timeseries": f"?tagFilter={CURVES}"}.get(tab, "")
+            page.open(tab, last.parent.name, query=query, options=f"&tagFilter={CURVES}")
+            picture(tab)
+        for tab in ("graphs", "histograms", "distributions", "text"):
+            page.open(tab, "embedding" if tab != "text" else "tag: quatrains")
+            picture(tab)
+        page.open("projector", "Points:", "tensor found")
+        page.find_neighbours("king", last.read_text(encoding="utf-8").split())
+        picture("projector")
+        page.driver.set_window_size(2500, 700)
+        page.open("hparams", "Trial ID", last.parent.name)
+        picture("hparams")
