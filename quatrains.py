@@ -219,7 +219,7 @@ def read_command_line(arguments: Sequence[str]) -> Settings:
         allow_abbrev=False,
     )
     parser.error = refuse
-    if "--help" in arguments:
+    if {"-h", "--help"} & {*arguments}:
         parser.epilog = inspect.getsource(Settings).partition("    def ")[0]
     for field in fields(Settings):
         kind = (get_args(field.type) or [field.type])[0]
@@ -315,6 +315,7 @@ with quiet_stderr():
     from tensorboard.plugins.hparams import api as hparams
 
     GPUS = tf.config.list_physical_devices("GPU")
+tf.get_logger().setLevel("ERROR")  # In a session it warns of each new training's graphs.
 
 
 def prepare_device(settings: Settings) -> str:
@@ -519,18 +520,27 @@ def sparse_categorical_accuracy(targets: tf.Tensor, predicted: tf.Tensor) -> tf.
 def check_model(model: keras.Model, words: int, phrase_len: int) -> None:
     """Try a model on two phrases; InputError when it is not what `build_model` promises."""
     # A checkpoint of what Keras cannot make anew, such as a Lambda, could be written but not read.
-    type(model).from_config(model.get_config())
+    with keras.saving.custom_object_scope(own_objects()):
+        type(model).from_config(model.get_config())
+    if not model.compiled:
+        raise InputError("build_model: compile the model before it is returned")
     phrases = np.zeros((2, phrase_len), np.int32)
     predicted = tf.cast(model(phrases, training=False), tf.float32).numpy()
     sums = predicted.sum(-1)
-    if predicted.shape != (2, words) or predicted.min() < 0 or np.abs(sums - 1).max() > 0.02:
+    if predicted.shape != (2, words) or predicted.min() < 0 or not np.abs(sums - 1).max() < 0.02:
         found = (
             f"{predicted.shape} numbers from {predicted.min():.3g} with the sum {sums.max():.3g}"
         )
         wanted = f"(2, {words}) probabilities, none negative, each row with the sum 1"
         raise InputError(f"build_model: two phrases must give {wanted}, and give {found}")
     model.test_step((phrases, phrases[:, :1], np.ones(2, np.float32)))  # Builds what it measures.
-    model.optimizer.build(model.trainable_variables)
+    if not model.optimizer.built:
+        model.optimizer.build(model.trainable_variables)
+
+
+def own_objects() -> dict[str, Callable]:
+    """Name the layers, losses and the like that stand in this file, for Keras to load."""
+    return {name: value for name, value in globals().items() if callable(value)}
 
 
 def describe_model(model: keras.Model) -> str:
@@ -630,12 +640,12 @@ def train_runs(prophet: "Prophet") -> None:
             say(f"validate on {len(validation[1])} samples")
             first = prophet.runs * epochs
             for epoch in range(first, first + epochs):
-                train_epoch(epoch, np.random.default_rng([prophet.seed, epoch]))
+                figures = train_epoch(epoch, np.random.default_rng([prophet.seed, epoch]))
                 if model.stop_training:
                     break
             prophet.runs += 1
             if model.stop_training or prophet.runs == settings.runs:
-                callbacks.on_train_end()  # Here EarlyStopping puts the best weights back.
+                callbacks.on_train_end(figures)  # Here EarlyStopping puts the best weights back.
             written = prophet.write(settings.quatrains_per_run, seed=[prophet.seed, epoch, 1])
             say()
             show_quatrains(written, settings.raw)
@@ -656,7 +666,7 @@ def build_epoch(
     validation: Samples,
     batch_size: int,
     callbacks: keras.callbacks.CallbackList,
-) -> Callable[[int, Generator], None]:
+) -> Callable[[int, Generator], dict[str, float]]:
     """Compile an epoch. Returns a function that shows the model every training sample once, in an
     order and with dropouts drawn from its generator, validates it, and tells the callbacks."""
     train_on = compile_training(model, train, batch_size)
@@ -673,23 +683,31 @@ def build_epoch(
             numbers = order[begin:][: STEPS_PER_CALL * batch_size]
             callbacks.on_train_batch_begin(begin // batch_size)
             train_on(numbers)
-            last = (begin + len(numbers) - 1) // batch_size
-            callbacks.on_train_batch_end(last, model.get_metrics_result())
+            figures = read_metrics(model)
+            callbacks.on_train_batch_end((begin + len(numbers) - 1) // batch_size, figures)
             if model.stop_training:
                 break
-        figures = model.get_metrics_result()
         callbacks.on_test_begin()
         model.reset_metrics()
         for begin in range(0, len(validation[1]), batch_size):
             batch = slice(begin, begin + batch_size)
             test_step((validation[0][batch], validation[1][batch]))
-        validated = model.get_metrics_result()
+        validated = read_metrics(model)
         callbacks.on_test_end(validated)
         figures |= {f"val_{name}": value for name, value in validated.items()}
         callbacks.on_epoch_end(epoch, figures)
         check_finite(figures, model)
+        return figures
 
     return train_epoch
+
+
+def read_metrics(model: keras.Model) -> dict[str, float]:
+    """Read what a model has measured, flat where a metric measures several things, as in `fit`."""
+    figures = {}
+    for name, value in model.get_metrics_result().items():
+        figures |= value if isinstance(value, dict) else {name: value}
+    return {name: float(value) for name, value in figures.items()}
 
 
 def seed_dropouts(model: keras.Model, rng: Generator) -> None:
@@ -793,7 +811,7 @@ def break_lines(words: Sequence[str]) -> list[str]:
     cuts = [0]
     for quarter in (1, 2, 3):
         rated = []
-        for place in range(cuts[-1] + 1, len(words)):
+        for place in range(cuts[-1] + 1, len(words) - 3 + quarter):
             imbalance = abs(letters[place] - letters[-1] * quarter / 4)
             pause = 10 if words[place - 1][-1] in PUNCTUATION else 0
             rated.append((imbalance - pause, place))
@@ -900,9 +918,9 @@ class Prophet:
         self.predict = predict
 
     @property
-    def history(self) -> keras.callbacks.History:
-        """Keras's own history of the training, as `fit` returns it."""
-        return self.model.history
+    def history(self) -> keras.callbacks.History | None:
+        """Keras's own history of a training, as `fit` returns it."""
+        return getattr(self.model, "history", None)
 
     def write(self, count: int = 5, seed: Any = None, **changes: Any) -> list[Quatrain]:
         """Write quatrains as the settings say, or with changes to them, such as `temperature`,
@@ -954,10 +972,10 @@ class Prophet:
         """Choose the best draft that quotes no more words than the limit: those in the corpus's
         form come first, then those of a higher SLOR."""
         ranked = sorted(drafts, key=lambda draft: (form_of(draft[0]) == self.form, draft[1]))
-        quatrain = self.describe(*ranked.pop())
+        best = quatrain = self.describe(*ranked.pop())
         while ranked and len(quatrain.quote) > limit:
             quatrain = self.describe(*ranked.pop())
-        return quatrain
+        return quatrain if len(quatrain.quote) <= limit else best
 
     def describe(self, tokens: list[str], slor: float) -> Quatrain:
         """Make a quatrain of its tokens and its score."""
@@ -1154,7 +1172,8 @@ class Logs(keras.callbacks.Callback):
                     words = layer(tf.identity(words))  # So that one edge enters a layer.
             return words
 
-        row = {"model": describe_model(model), "name": settings.name}
+        # TensorBoard sorts by key, capitals first, and shows five.
+        row = {"Model": describe_model(model), "Name": settings.name or settings.recipe}
         for name, value in asdict(settings).items():
             if name not in CHANGEABLE:
                 row[name] = "None" if value is None else value
@@ -1236,17 +1255,15 @@ def find_checkpoint(logs: Path) -> Path:
 
 def load_checkpoint(path: Path, settings: Settings) -> Prophet:
     """Load a training; InputError where it cannot be read or settings would make it another one."""
-    # Layers, losses and the like that a user has written stand in this file.
-    own = {name: value for name, value in globals().items() if callable(value)}
     try:
         with zipfile.ZipFile(path) as archive:
             runs, seed, began, quatrains = json.loads(archive.read("quatrains.json"))
         corpus = index_corpus(quatrains, began["whole_quatrains"])
         settings = keep_settings(settings, began, path.parent)
-        if settings.resume and runs >= settings.runs:
+        if not settings.generate and runs >= settings.runs:
             raise InputError(f"{path.parent} has its {runs} runs already: set runs higher")
         look_up(settings.opening, corpus.words, settings.max_words)
-        model = keras.models.load_model(path, own)
+        model = keras.models.load_model(path, own_objects())
         check_model(model, len(corpus.words), settings.phrase_len)
     except (InputError, MemoryError):
         raise
@@ -1293,8 +1310,8 @@ def hash_dropout(values: tf.Tensor, rate: float, seed: Any, noise_shape: Any = N
     """Do what tf.nn.experimental.stateless_dropout does, with other random bits. Every element has
     16 bits of a hash of its number and the seed (two ints), and is 0 where they are below `rate`.
     The bits have a test of their own."""
-    sides = tf.get_static_value(noise_shape) if noise_shape is not None else values.shape
-    shape = [side or size for side, size in zip(sides, values.shape, strict=True)]
+    sides = noise_shape if isinstance(noise_shape, list) else values.shape
+    shape = [tf.get_static_value(n) or size for n, size in zip(sides, values.shape, strict=True)]
     size = math.prod(shape)
     seed = tf.cast(seed, tf.uint32)
     key = mix(seed[0] ^ mix(seed[1] + np.uint32(0x9E3779B9)))

@@ -154,6 +154,7 @@ def edited(**settings):
 
 def pytest_addoption(parser):
     parser.addoption("--pictures", help="folder for pictures of TensorBoard's tabs")
+    parser.addoption("--trainings", help="logs whose pictures are taken, instead of small ones")
     parser.addoption("--long", action="store_true", help="include the tests that take minutes")
 
 

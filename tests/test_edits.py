@@ -270,9 +270,16 @@ def test_a_model_whose_output_is_no_distribution_is_refused_in_a_line(
     assert not (tmp_path / "logs").exists()
 
 
+def test_a_model_that_is_not_compiled_is_refused_in_a_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(Exception, match=r"^build_model: compile the model .*$") as raised:
+        train_edit(tmp_path, {"model.compile(": "dict("})
+    assert raised.typename == "InputError"
+    assert not (tmp_path / "logs").exists()
+
+
 BROKEN = {
     "a name that Keras lacks": ({'activation="softmax"': 'activation="softest"'}, "softest"),
-    "not compiled": ({"model.compile(": "dict("}, "compile"),
     "a loss of other targets": ({LOSS: 'loss="categorical_crossentropy"'}, "same shape"),
     # Keras saves it, and then refuses to load it, for it is code.
     "a lambda": (

@@ -88,15 +88,10 @@ def test_a_file_that_knows_no_word_leaves_all_random(in_folder, capsys):
     assert "knows 0 words; 4 and the break start random" in capsys.readouterr().out
 
 
-LINES = {
-    "not UTF-8": b"caf\xe9 " + b"1 " * 50,
-    "short": b"<unk> 1 2 3",
-    "no numbers": b"other " + b"x " * 50,
-    "empty": b"\n",
-}
+LINES = [b"caf\xe9 " + b"1 " * 50, b"<unk> 1 2 3", b"other " + b"x " * 50, b"\n"]
 
 
-@pytest.mark.parametrize("line", LINES.values(), ids=LINES)
+@pytest.mark.parametrize("line", LINES, ids=["not UTF-8", "short", "no numbers", "empty"])
 def test_lines_of_words_that_the_corpus_lacks_are_not_looked_at(in_folder, line):
     (in_folder / TEXT).write_bytes(glove_text())
     whole = start()
@@ -104,32 +99,24 @@ def test_lines_of_words_that_the_corpus_lacks_are_not_looked_at(in_folder, line)
     assert np.array_equal(start(), whole)
 
 
+WORD = glove_text() + b"zyzzyva"
 BAD_LINES = {
-    "short": (b"the 1 2 3\n" + glove_text(), 1),
-    "other size": (b"unknown 1 2 3\n" + glove_text(), 1),
-    "header": (b"400000 50\n" + glove_text(), 1),
-    "binary": (b"\x89PNG\r\n\x1a\n" * 9, 1),
-    "cut": (glove_text() + b"zyzzyva " + b"1 " * 48 + b"1\n", 5),
-    "cut at the word": (glove_text() + b"zyzzyva", 5),
-    "long": (glove_text() + b"zyzzyva " + b"1 " * 50 + b"1\n", 5),
-    "nan": (glove_text() + b"zyzzyva " + b"1 " * 49 + b"nan\n", 5),
+    "short": (b"the 1 2 3\n" + glove_text(), "line 1 has not 50 numbers"),
+    "other size": (b"unknown 1 2 3\n" + glove_text(), "line 1 has not 50 numbers"),
+    "header": (b"400000 50\n" + glove_text(), "line 1 has not 50 numbers"),
+    "binary": (b"\x89PNG\r\n\x1a\n" * 9, "line 1 has not 50 numbers"),
+    "cut": (WORD + b" 1" * 49 + b"\n", "line 5 has not 50 numbers"),
+    "cut at the word": (WORD, "line 5 has not 50 numbers"),
+    "long": (WORD + b" 1" * 51 + b"\n", "line 5 has not 50 numbers"),
+    "nan": (WORD + b" 1" * 49 + b" nan\n", "line 5 has not 50 numbers"),
+    "no number": (WORD + b" 1" * 49 + b" x\n", "could not convert string to float: .*x.*"),
 }
 
 
-@pytest.mark.parametrize(("content", "line"), BAD_LINES.values(), ids=BAD_LINES)
-def test_lines_that_are_looked_at_must_be_right(in_folder, content, line):
+@pytest.mark.parametrize(("content", "told"), BAD_LINES.values(), ids=BAD_LINES)
+def test_lines_that_are_looked_at_must_be_right(in_folder, content, told):
     (in_folder / TEXT).write_bytes(content)
-    assert refused() == f"line {line} has not 50 numbers"
-
-
-def test_what_is_no_number_is_refused(in_folder):
-    (in_folder / TEXT).write_bytes(glove_text() + b"zyzzyva " + b"1 " * 49 + b"x\n")
-    assert "float" in refused()
-
-
-def test_a_file_of_another_size_is_refused(in_folder):
-    (in_folder / "mine.txt").write_bytes(glove_text())
-    assert refused("mine.txt", 100) == "line 1 has not 100 numbers"
+    assert re.fullmatch(told, refused())
 
 
 def change_members(path, place, value):

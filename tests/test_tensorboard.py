@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import io
+import itertools
 import json
 import re
 import shutil
@@ -25,32 +26,27 @@ from conftest import ROOT, SMALL, read_curve, run
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 DRIVER = shutil.which("chromedriver")
 TRAINING = SMALL | {"embedding_dim": 50, "gru_dim": 32, "batch_size": 512}
-LAYERS = {
-    "weights/embedding/0_embeddings",
-    "weights/GRU/0_kernel",
-    "weights/GRU/1_recurrent_kernel",
-    "weights/GRU/2_bias",
-    "weights/dense/0_kernel",
-    "weights/dense/1_bias",
-}
+LAYERS = [
+    *("weights/embedding/0_embeddings", "weights/dense/0_kernel", "weights/dense/1_bias"),
+    *(f"weights/GRU/{part}" for part in ("0_kernel", "1_recurrent_kernel", "2_bias")),
+]
 
 
 class Training(NamedTuple):
-    """A training's folder, what it printed, its recipe, and how many epochs and runs it has."""
+    """A training's folder, what it printed, its recipe and its runs, each of two epochs."""
 
     folder: Path
     printed: str
     recipe: str
-    epochs: int
     runs: int
 
     def steps(self):
         """The numbers of its epochs."""
-        return [*range(1, self.runs * self.epochs + 1)]
+        return [*range(1, 2 * self.runs + 1)]
 
     def ends(self):
         """The last epoch of each run."""
-        return self.steps()[self.epochs - 1 :: self.epochs]
+        return self.steps()[1::2]
 
     def texts(self):
         """What each run wrote, as it was printed."""
@@ -77,10 +73,7 @@ def trainings(tmp_path_factory):
     same, went_on = train(logs, resume=True, runs=3)
     assert same == first
     second, printed = train(logs, **settings, recipe="verse", name="lines", drafts=2)
-    return [
-        Training(first, began + went_on, "2017", 2, 3),
-        Training(second, printed, "verse", 2, 2),
-    ]
+    return [Training(first, began + went_on, "2017", 3), Training(second, printed, "verse", 2)]
 
 
 @pytest.fixture(params=["resumed", "whole"])
@@ -99,9 +92,8 @@ def test_every_training_has_one_folder_which_its_name_or_recipe_ends(training):
 
 def test_curves_are_unbroken_and_what_was_printed(training):
     curves = [(half, tag) for half in ("train", "validation") for tag in ("acc", "loss")]
-    figures = " - ".join(
-        f"{half}{tag}: ([\\d.]+)" for half in ("", "val_") for tag in ("acc", "loss")
-    )
+    tags = ("acc", "loss", "val_acc", "val_loss")
+    figures = " - ".join(f"{tag}: ([\\d.]+)" for tag in tags)
     printed = re.findall(figures, training.printed)
     for (half, tag), column in zip(curves, zip(*printed, strict=True), strict=True):
         curve = read_curve(training.folder / half, tag)
@@ -212,10 +204,10 @@ class Page:
     def __init__(self, driver, address):
         self.driver, self.address = driver, address
 
-    def open(self, tab, *expected, options="", query=""):
+    def open(self, tab, *expected, query=""):
         """Open a tab, and wait until it shows all that is expected."""
         self.driver.get("about:blank")
-        self.driver.get(f"{self.address}/{query}#{tab}{options}")
+        self.driver.get(f"{self.address}/{query}#{tab}")
         return self.wait(lambda: self.shows(*expected), f"{tab} does not show {expected}")
 
     def fetch(self, path, **query):
@@ -296,61 +288,28 @@ def page(trainings):
         yield shown
 
 
-# What the Scalars and Time Series tabs show of all that there is.
-CURVES = urllib.parse.quote("^(acc|loss)$")
+CURVES = urllib.parse.quote("^(acc|loss)$")  # Shown of all that there are.
 
 
 def entries(trainings):
     """What TensorBoard lists: three entries a training."""
-    return [
-        f"{training.folder.name}{part}"
-        for training in trainings
-        for part in ("", "/train", "/validation")
-    ]
+    names = [training.folder.name for training in trainings]
+    return [f"{name}{part}" for name in names for part in ("", "/train", "/validation")]
 
 
-def test_time_series_has_three_entries_a_training(page, trainings):
+def test_curves_are_whole_under_three_entries_a_training(page, trainings):
     assert page.fetch("runs") == entries(trainings)
+    page.open(f"scalars&tagFilter={CURVES}", *entries(trainings), "tag: acc", "tag: loss")
     listed = " ".join(entries(trainings))
     text = page.open("timeseries", f"Run {listed} All Scalars", query=f"?tagFilter={CURVES}")
     assert text.index(" acc ") < text.index(" loss ")
-    page.wait(
-        lambda: page.run("return document.querySelectorAll('line-chart').length == 2"), "charts"
-    )
+    count = "return document.querySelectorAll('line-chart').length"
+    page.wait(lambda: page.run(count) == 2, "not two charts")
     for training in trainings:
-        for half in ("train", "validation"):
-            name = f"{training.folder.name}/{half}"
-            for tag in ("loss", "acc"):
-                points = page.fetch("plugin/scalars/scalars", run=name, tag=tag)
-                steps = [step for _, step, _ in points]
-                assert steps == training.steps()
-
-
-def test_scalars_draw_unbroken_curves(page, trainings):
-    page.open(
-        "scalars", *entries(trainings), "tag: acc", "tag: loss", options=f"&tagFilter={CURVES}"
-    )
-    code = (
-        "return findAll(document.body, 'vz-line-chart2').slice(0, 2).map(chart =>"
-        "[[...chart.shadowRoot.querySelectorAll('path.line')].map(path => path.getAttribute('d')),"
-        "Object.entries(chart._chart.name2datasets).map("
-        "([name, points]) => [JSON.parse(name)[1], points.data().map(point => point.step)])])"
-    )
-    expected = {
-        f"{training.folder.name}/{half}": training.steps()
-        for training in trainings
-        for half in ("train", "validation")
-    }
-
-    def drawn():
-        charts = page.run(code)
-        assert [dict(points) for _, points in charts] == [expected] * 2
-        for paths, _ in charts:
-            assert len(paths) == 2 * len(expected)  # Smoothed, and as they are.
-            assert all(path.count("M") == 1 for path in paths)
-        return charts
-
-    page.wait(drawn, "not two charts of four whole curves")
+        for half, tag in itertools.product(("train", "validation"), ("acc", "loss")):
+            run_name = f"{training.folder.name}/{half}"
+            points = page.fetch("plugin/scalars/scalars", run=run_name, tag=tag)
+            assert [step for _, step, _ in points] == training.steps()
 
 
 def test_graphs_shows_the_layers_with_shapes(page):
@@ -376,10 +335,9 @@ def test_text_shows_the_quatrains_of_every_run_as_verse(page, trainings):
         steps = [f"step {end} {' '.join(text.split())}" for end, text in runs]
         expected.append(" ".join([heading, *reversed(steps)]))
     page.open("text", *expected)
-    shown = page.run(
-        "return findAll(document.body, '#markdown').map(text =>"
-        "[...text.querySelectorAll('p')].map(paragraph => paragraph.innerText).join('\\n\\n'))"
-    )
+    code = "text => [...text.querySelectorAll('p')].map(part => part.innerText).join('\\n\\n')"
+    code = f"return findAll(document.body, '#markdown').map({code})"
+    shown = [text for text in page.run(code) if text]
     assert shown == [text for training in trainings for text in reversed(training.texts())]
 
 
@@ -392,48 +350,39 @@ def test_projector_lists_the_trainings_and_finds_a_words_neighbours(page, traini
 
 
 def test_hparams_shows_first_what_differs_and_what_came_of_it(page, trainings):
-    columns = "Model Name dense_dropout phrase_len recipe".split()
+    columns = ["Model", "Name", "dense_dropout", "phrase_len", "recipe"]
+    values = [["2017", "0.0000", "4.0000", "2017"], ["lines", "0.50000", "16.000", "verse"]]
     results = [("train", "acc"), ("validation", "acc"), ("validation", "cross_entropy")]
     rows = []
-    for training in trainings:
+    for training, row in zip(trainings, values, strict=True):
+        curves = [read_curve(training.folder / half, tag) for half, tag in results]
+        last = [f"{curve[training.ends()[-1]]:#.5g}" for curve in curves]
         model = quatrains.describe_model(load(training).model)
-        values = {
-            "2017": [model, "2017", 0.0, 4.0, "2017"],
-            "verse": [model, "lines", 0.5, 16.0, "verse"],
-        }[training.recipe]
-        for half, tag in results:
-            values.append([*read_curve(training.folder / half, tag).values()][-1])
-        shown = [f"{value:#.5g}" if type(value) is float else value for value in values]
-        rows.append(" ".join([training.folder.name, *shown]).replace(" 0.0000 ", " 0.0000 "))
+        rows.append(" ".join([training.folder.name, model, *row, *last]))
+    heads = " ".join([*columns, *map(".".join, results)])
     page.driver.set_window_size(2500, 700)
-    heads = " ".join([*columns, *(f"{half}.{tag}" for half, tag in results)])
     page.open("hparams", f"Trial ID Show Metrics {heads} ", *rows)
 
 
-def test_pictures_of_every_tab(trainings, request):
-    if not (folder := request.config.getoption("--pictures")):
-        pytest.skip("--pictures FOLDER takes them, of --trainings LOGS or of these")
-    logs = Path(request.config.getoption("--trainings", None) or trainings[0].folder.parent)
-    last = max(logs.glob("*/words.tsv"))
-    with watch(logs.resolve()) as page:
-
-        def picture(tab):
+def test_pictures_are_taken_of_every_tab(request):
+    pictures = request.config.getoption("--pictures")
+    if not pictures:
+        pytest.skip("--pictures FOLDER takes them, of trainings made here or of --trainings LOGS")
+    logs = request.config.getoption("--trainings", None)
+    logs = Path(logs) if logs else request.getfixturevalue("trainings")[0].folder.parent
+    path = min(logs.glob("*/words.tsv"))
+    name, words = path.parent.name, path.read_text(encoding="utf-8").splitlines()
+    expected = {"graphs": "embedding", "projector": f"Points: {len(words)} "}
+    tabs = "timeseries scalars graphs histograms distributions text projector hparams"
+    with watch(logs) as page:
+        page.wait(lambda: page.fetch("runs"), "no trainings")
+        for tab in tabs.split():
+            page.driver.set_window_size(*((2500, 700) if tab == "hparams" else (1280, 800)))
+            query = f"?tagFilter={CURVES}" if tab == "timeseries" else ""
+            page.open(tab, expected.get(tab, name), query=query)
+            if tab == "projector":
+                page.find_neighbours("king", words)
             time.sleep(3)  # For what is drawn after the page has its text.
             shot = Image.open(io.BytesIO(page.driver.get_screenshot_as_png()))
-            path = ROOT / folder / f"{tab}.png"
-            shot.convert("RGB").quantize(128).save(path, optimize=True)
-
-        page.wait(lambda: page.fetch("runs"), "no trainings")
-        for tab in ("timeseries", "scalars"):
-            query = {"timeseries": f"?tagFilter={CURVES}"}.get(tab, "")
-            page.open(tab, last.parent.name, query=query, options=f"&tagFilter={CURVES}")
-            picture(tab)
-        for tab in ("graphs", "histograms", "distributions", "text"):
-            page.open(tab, "embedding" if tab != "text" else "tag: quatrains")
-            picture(tab)
-        page.open("projector", "Points:", "tensor found")
-        page.find_neighbours("king", last.read_text(encoding="utf-8").split())
-        picture("projector")
-        page.driver.set_window_size(2500, 700)
-        page.open("hparams", "Trial ID", last.parent.name)
-        picture("hparams")
+            file = ROOT / pictures / f"{tab}.png"
+            shot.convert("RGB").quantize(128).save(file, optimize=True)
