@@ -279,9 +279,10 @@ if __name__ == "__main__":
             signal.signal(signal.SIGINT, signal.SIG_DFL)  # During the imports, without a traceback.
         if hasattr(signal, "SIGPIPE"):
             signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # A reader may have read enough.
+        # Where they were closed, or the next file would have their number.
+        sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: PTH123, SIM115
+        sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: PTH123, SIM115
         sys.stdout.reconfigure(errors="replace")  # Letters that a terminal lacks.
-        if not sys.stderr:
-            os.open(os.devnull, os.O_WRONLY)  # Or the next file would be its descriptor, 2.
     with plain_endings():
         # In a notebook's cell sys.argv is the kernel's own; %run, like a shell, gives a file its.
         SETTINGS = read_command_line(sys.argv[1:] if "__file__" in globals() else [])
@@ -560,11 +561,12 @@ def train(settings: Settings) -> "Prophet":
             path = find_checkpoint(Path(settings.logs))
             stack.enter_context(locked(path.parent))
             prophet = load_checkpoint(path, settings)
+            stack.callback(report_end, prophet.folder)
             say(f"Going on after run {prophet.runs - 1} with the model saved in {path}.")
         else:
             prophet = begin_training(settings)
+            stack.callback(report_end, prophet.folder)
             stack.enter_context(locked(prophet.folder))
-        stack.callback(report_end, prophet.folder)
         with contextlib.suppress(KeyboardInterrupt) if IN_SESSION else contextlib.nullcontext():
             train_runs(prophet)
         return prophet
@@ -595,7 +597,8 @@ def describe_training(prophet: "Prophet") -> None:
         for name, value in asdict(settings).items()
         if value != getattr(Settings, name)
     ]
-    say(textwrap.fill(f"Settings other than the file's: {', '.join(others) or 'none'}.", 80))
+    text = f"Settings other than the file's: {', '.join(others) or 'none'}."
+    say(textwrap.fill(text, 80, break_on_hyphens=False, break_long_words=False))
     quatrains, tokens, words = len(corpus.texts), corpus.counts[1:].sum(), len(corpus.words) - 1
     counts = f"{quatrains:,} quatrains, {tokens:,} tokens, {words:,} distinct words"
     say(f"Corpus: {settings.corpus} has {counts}.")

@@ -1,5 +1,6 @@
 """What the tests share: the script as a module, and small texts and vectors made on the spot."""
 
+import os
 import random
 import re
 import subprocess
@@ -9,6 +10,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+# Also where a test imports TensorFlow before the script does.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 sys.path.insert(0, str(ROOT))
 
 WORDS = (
