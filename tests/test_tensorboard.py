@@ -378,7 +378,11 @@ def test_pictures_are_taken_of_every_tab(request):
         page.wait(lambda: page.fetch("runs"), "no trainings")
         for tab in tabs.split():
             page.driver.set_window_size(*((2500, 700) if tab == "hparams" else (1280, 800)))
-            query = f"?tagFilter={CURVES}" if tab == "timeseries" else ""
+            query = (
+                f"?tagFilter={CURVES.replace('loss', 'cross_entropy')}"
+                if tab == "timeseries"
+                else ""
+            )
             page.open(tab, expected.get(tab, name), query=query)
             if tab == "projector":
                 page.find_neighbours("king", words)
