@@ -1114,7 +1114,7 @@ def make_folder(logs: Path, name: str) -> Path:
             return folder
         except OSError as error:
             if not folder.exists():  # Or else another one started in this second.
-                problem = f"logs {logs} cannot be written ({error.strerror})"
+                problem = f"the folder {logs} cannot be written ({error.strerror})"
                 raise InputError(f"{problem}: set logs to another folder") from None
             time.sleep(0.1)
 

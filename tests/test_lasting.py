@@ -522,7 +522,7 @@ def fill(spare=0, files=0):
 
 BROKE_OFF = re.compile(
     r"quatrains: (broke off \(.*[Nn]o space left on device.*\): make room, .*"
-    r"|logs logs cannot be written \(No space left on device\): .*)\n"
+    r"|the folder logs cannot be written \(No space left on device\): .*)\n"
 )
 
 

@@ -165,7 +165,7 @@ def test_logs_that_cannot_be_written_are_refused(tmp_path, capsys, monkeypatch, 
     (tmp_path / "dangling").symlink_to("a disk that is not mounted")
     assert run(**QUICK | {"logs": logs}) == 2
     message = capsys.readouterr().err
-    assert message.startswith(f"quatrains: logs {logs} cannot be written (")
+    assert message.startswith(f"quatrains: the folder {logs} cannot be written (")
     assert message.count("\n") == 1
 
 
