@@ -294,7 +294,7 @@ def test_a_terminal_has_keras_own_bar_and_a_pipe_a_line_an_epoch(tmp_path, verse
 # ==== Ctrl-C ====
 
 
-@pytest.mark.parametrize("seconds", [0.1, 1.5])
+@pytest.mark.parametrize("seconds", [0.5, 1.5])
 def test_ctrl_c_during_the_imports_is_no_traceback(tmp_path, seconds):
     process = subprocess.Popen(
         [sys.executable, "-X", "importtime", ROOT / "quatrains.py", "--corpus", "none"],
