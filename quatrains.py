@@ -575,6 +575,7 @@ def train(settings: Settings) -> "Prophet":
 def begin_training(settings: Settings) -> "Prophet":
     """Read the corpus, build the model and, where nothing is amiss, make a folder."""
     corpus = index_corpus(read_corpus(Path(settings.corpus)), settings.whole_quatrains)
+    # What these two make is made again where it is used; here they say what is wrong in time.
     make_samples(corpus, settings)
     look_up(settings.opening, corpus.words, settings.max_words)
     seed = settings.seed
