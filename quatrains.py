@@ -21,8 +21,6 @@ happen. To change the model, edit `build_model`.
 
 import argparse
 import contextlib
-import copy
-import functools
 import importlib.util
 import inspect
 import io
@@ -35,17 +33,16 @@ import signal
 import socket
 import subprocess
 import sys
-import textwrap
 import time
 import unicodedata
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from difflib import get_close_matches
 from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
+from unittest import mock
 
 # ==== Settings: edit them and run again, or give them on the command line (--gru-dim 256) ====
 # --help shows this block as it stands. The layers of the model stand in `build_model`.
@@ -122,82 +119,63 @@ class Settings:
     # resume an earlier training, or to write with it, name that one.
     logs: str = "logs"
 
-    def __init__(self, **given: Any) -> None:
+    def __init__(self, **given: Any):
         """Take the file's values, then the recipe's, then those given; InputError if illegal."""
+        recipe = RECIPES.get(given.get("recipe", self.recipe), {})
+        values = asdict(self) | recipe | given
+        for name, value in values.items():
+            check_setting(name, value)
+        vars(self).update(values)
         self.given = given
-        recipe = check_setting("recipe", given.get("recipe", self.recipe))
-        values = {field.name: field.default for field in fields(self)}
-        for name, value in (values | RECIPES[recipe] | given | {"recipe": recipe}).items():
-            setattr(self, name, check_setting(name, value))
-
-    def changed(self, **changes: Any) -> "Settings":
-        """Return a copy with other values, each checked."""
-        other = copy.copy(self)
-        for name, value in changes.items():
-            setattr(other, name, check_setting(name, value))
-        return other
 
 
 # What a recipe sets. An entry more is a recipe more.
 RECIPES = {
     "2017": {},
-    "verse": {
-        "regularization": 0.0,
-        "dense_dropout": 0.5,
-        "phrase_len": 16,
-        "whole_quatrains": True,
-        "weighted": False,
-        "max_words": 64,
-        "temperature": 0.8,
-        "drafts": 16,
-    },
+    "verse": dict(
+        regularization=0.0,
+        dense_dropout=0.5,
+        phrase_len=16,
+        whole_quatrains=True,
+        weighted=False,
+        max_words=64,
+        temperature=0.8,
+        drafts=16,
+    ),
 }
-COUNTS = ("embedding_dim", "gru_dim", "phrase_len", "batch_size", "runs", "epochs_per_run")
-COUNTS += ("quatrains_per_run", "max_words", "drafts")
-LIMITS = {  # Least and most.
-    **dict.fromkeys(COUNTS, (1, 2**31 - 1)),
-    **dict.fromkeys(("generate", "max_quote"), (0, 2**31 - 1)),
-    **dict.fromkeys(("dropout", "dense_dropout"), (0, 0.99)),
-    **dict.fromkeys(("learning_rate", "temperature"), (1e-9, 1e9)),
-    "regularization": (0, 1e9),
-    "top_p": (1e-9, 1),
-    "seed": (0, 2**32 - 1),
-}
+# Other counts are at least 1, and other numbers at least 0.
+LEAST = {"generate": 0, "temperature": 1e-6, "top_p": 1e-6}
+MOST = {"dropout": 0.99, "dense_dropout": 0.99, "top_p": 1}
 # What may change when a training is resumed. All else is what makes it the training that it is.
-CHANGEABLE = ("use_gpu", "name", "runs", "resume", "quatrains_per_run", "max_words", "raw")
-CHANGEABLE += ("temperature", "top_p", "opening", "drafts", "max_quote", "generate", "logs")
+CHANGEABLE = """
+    use_gpu name runs resume logs generate
+    quatrains_per_run max_words raw temperature top_p opening drafts max_quote
+""".split()
 
 
 class InputError(Exception):
     """A mistake that the user can mend; its text names the setting or file and the way out."""
 
-    def _render_traceback_(self) -> list[str]:  # What IPython shows of it.
+    def _render_traceback_(self):  # What IPython shows of it.
         return [f"quatrains: {self}"]
 
 
-def check_setting(name: str, value: Any) -> Any:
-    """Return a legal value in its setting's type; InputError says what another must be."""
-    kinds = {field.name: field.type for field in fields(Settings)}
-    if name not in kinds:
+def check_setting(name: str, value: Any):
+    """Raise InputError where there is no such setting, or its value is illegal."""
+    kind = Settings.__annotations__.get(name)
+    if not kind:
         raise InputError(f"{name} is no setting: take it out, --help lists all")
-    kind = kinds[name]
-    if kind is float and type(value) is int:
-        value = float(str(value))  # Infinite where it is too large.
-    legal = type(value) in (get_args(kind) or [kind])
-    meaning = getattr(kind, "__name__", kind)
-    if name in LIMITS:
-        low, high = LIMITS[name]
-        legal = legal and (value is None or low <= value <= high)
-        meaning = f"{meaning} from {low} to {high}"
-    elif name == "recipe":
-        legal = legal and type(RECIPES.get(value)) is dict
-        meaning = f"one of {', '.join(RECIPES)}, each a dict"
-    elif legal and kind is str:
-        # Half a letter is how Python holds a file name that is not UTF-8.
-        legal = not re.search("[\0\ud800-\udfff]", value) and (name != "name" or "/" not in value)
+    legal = isinstance(value, kind) or (kind is float and type(value) is int)
+    wanted = inspect.formatannotation(kind)
+    if name == "recipe":
+        legal, wanted = value in RECIPES, f"one of {', '.join(RECIPES)}"
+    elif type(value) in (int, float):
+        low = LEAST.get(name, 1 if kind is int else 0)
+        high = MOST.get(name, 2**32 - 1)
+        legal = legal and low <= value <= high
+        wanted = f"{wanted} from {low} to {high}"
     if not legal:
-        raise InputError(f"{name} = {value!r} will not do: it must be {meaning}")
-    return value
+        raise InputError(f"{name} = {value!r} will not do: it must be {wanted}")
 
 
 # ==== Command line: read before the imports, which take seconds ====
@@ -205,132 +183,102 @@ def check_setting(name: str, value: Any) -> Any:
 IN_SESSION = "ipykernel" in sys.modules  # In a notebook and its like.
 
 
-def read_command_line(arguments: Sequence[str]) -> Settings:
+def read_command_line(arguments: list) -> Settings:
     """Read settings such as `--gru-dim 256`; InputError says what is illegal."""
-
-    def refuse(message):
-        raise InputError(f"{message}; --help lists all settings")
-
     parser = argparse.ArgumentParser(
         usage="quatrains.py [--gru-dim 256] [--use-gpu] [--no-weighted] and so on",
-        description="Learn to write new prophecies in the manner of Nostradamus.",
+        description=inspect.getsource(Settings).partition("    def ")[0],
         formatter_class=argparse.RawDescriptionHelpFormatter,
         argument_default=argparse.SUPPRESS,
-        allow_abbrev=False,
     )
-    parser.error = refuse
-    if {"-h", "--help"} & {*arguments}:
-        parser.epilog = inspect.getsource(Settings).partition("    def ")[0]
-    for field in fields(Settings):
-        kind = (get_args(field.type) or [field.type])[0]
-        how = {"type": kind}
+    for name, kind in Settings.__annotations__.items():
+        how = {"type": int if name == "seed" else kind}
         if kind is bool:
             how = {"action": argparse.BooleanOptionalAction}
-        parser.add_argument(f"--{field.name.replace('_', '-')}", help=argparse.SUPPRESS, **how)
+        parser.add_argument(f"--{name.replace('_', '-')}", help=argparse.SUPPRESS, **how)
     return Settings(**vars(parser.parse_args(arguments)))
 
 
 @contextlib.contextmanager
-def plain_endings() -> Iterator[None]:
-    """End the command in one line and with an exit status where a mistake, Ctrl-C or the system
-    ends it; in a session, show that line and stay."""
+def plain_endings():
+    """Let a mistake, Ctrl-C or the system end the program in one line and with an exit status; in a
+    session it shows that line, and stays."""
     try:
         yield
-        return
-    except KeyboardInterrupt:
-        message, status = "stopped", 128 + signal.SIGINT
-    except InputError as error:
-        message, status = error, 2
-    except Exception as error:
-        # A full disk, no memory, no rights: TensorFlow has errors of its own for these.
-        ours = not isinstance(error, OSError | MemoryError)
-        if ours and "tensorflow" not in type(error).__module__:
+    except (Exception, KeyboardInterrupt) as error:
+        message, status = str(error), 2
+        if isinstance(error, KeyboardInterrupt):
+            message, status = "stopped", 130
+        elif isinstance(error, OSError | MemoryError) or "tensorflow" in type(error).__module__:
+            # A full disk, no memory, no rights: TensorFlow has errors of its own for these.
+            reason = message.partition("\n")[0]
+            message = f"broke off ({reason}): make room, or mend what else it names"
+        elif not isinstance(error, InputError):
             raise
-        reason = str(error).partition("\n")[0]
-        message, status = f"broke off ({reason}): make room, or mend what else it names", 2
-    if IN_SESSION:
-        raise InputError(message) from None
-    print(f"quatrains: {message}", file=sys.stderr)
-    sys.stdout = None  # What it still holds may be what could not be written.
-    sys.exit(status)
+        if IN_SESSION:
+            raise InputError(message) from None
+        print(f"quatrains: {message}", file=sys.stderr)
+        sys.stdout = None  # What it still holds may be what could not be written.
+        sys.exit(status)
 
 
-def require_packages(use_gpu: bool) -> None:
-    """See that the packages are there; a session installs them, elsewhere InputError says how."""
+def require_packages():
+    """See that the packages are there: a session installs them, else InputError says how."""
     needed = ("numpy", "tensorflow", "keras", "tensorboard")
     missing = ", ".join(name for name in needed if not importlib.util.find_spec(name))
     if not missing:
         return
     command = [sys.executable, "-m", "pip", "install", "-r", "requirements.txt"]
-    if use_gpu:
-        command.append("tensorflow[and-cuda]")
-    way_out = f"type `{' '.join(command)}` in the script's folder"
     if IN_SESSION:
         print(f"{missing} not installed: installing requirements.txt, which takes minutes.")
-        subprocess.run(command, check=False)
-        importlib.invalidate_caches()
-    if not all(map(importlib.util.find_spec, needed)):
-        raise InputError(f"{missing} not installed: {way_out}")
+        if subprocess.run(command, check=False).returncode == 0:
+            importlib.invalidate_caches()
+            return
+    raise InputError(f"{missing} not installed: type `{' '.join(command)}` in the script's folder")
 
 
 if __name__ == "__main__":
     if not IN_SESSION:
-        if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
-            signal.signal(signal.SIGINT, signal.SIG_DFL)  # During the imports, without a traceback.
         if hasattr(signal, "SIGPIPE"):
             signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # A reader may have read enough.
-        # Where they were closed, or the next file would have their number.
-        sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: PTH123, SIM115
-        sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: PTH123, SIM115
-        sys.stdout.reconfigure(errors="replace")  # Letters that a terminal lacks.
+        # Each line at once, also into a file; letters that a terminal lacks as question marks.
+        sys.stdout.reconfigure(line_buffering=True, errors="replace")
     with plain_endings():
         # In a notebook's cell sys.argv is the kernel's own; %run, like a shell, gives a file its.
-        SETTINGS = read_command_line(sys.argv[1:] if "__file__" in globals() else [])
-        require_packages(SETTINGS.use_gpu)
+        SETTINGS = read_command_line(sys.argv[1:]) if "__file__" in globals() else Settings()
+        require_packages()
 
 # ==== TensorFlow and its device ====
 
-say = functools.partial(print, flush=True)  # At once, also into a pipe or a file.
-
-
-@contextlib.contextmanager
-def quiet_stderr() -> Iterator[None]:
-    """Drop what TensorFlow writes to standard error while it is imported, past its own settings."""
-    before = os.dup(2)
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-    try:
-        yield
-    finally:
-        os.dup2(before, 2)
-        os.close(before)
-
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ["KERAS_BACKEND"] = "tensorflow"
-with quiet_stderr():
+os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")  # Or it takes the whole card.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+stderr = os.dup(2)
+os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # What TensorFlow says in spite of that.
+try:
     import keras
     import numpy as np
     import tensorflow as tf
     from numpy.random import Generator
-    from tensorboard.plugins import projector
     from tensorboard.plugins.hparams import api as hparams
 
     GPUS = tf.config.list_physical_devices("GPU")
+except KeyboardInterrupt:
+    sys.exit(130)
+finally:
+    os.dup2(stderr, 2)
 tf.get_logger().setLevel("ERROR")  # In a session it warns of each new training's graphs.
 
 
 def prepare_device(settings: Settings) -> str:
-    """Return the device to train on, made ready; InputError where a GPU is wanted and not seen."""
-    keras.config.set_floatx("float32")  # Whatever ~/.keras says.
+    """Name the device to train on; InputError where a GPU is wanted and not seen."""
     if not settings.use_gpu:
         return "/cpu:0"
     if not GPUS:
-        way_out = 'install its driver and "tensorflow[and-cuda]", or set use_gpu = False'
-        raise InputError(f"use_gpu = True, but TensorFlow sees no GPU: {way_out}")
-    for gpu in GPUS:
-        # Or TensorFlow takes the whole card. It refuses once the card is in use: then it is set.
-        with contextlib.suppress(RuntimeError):
-            tf.config.experimental.set_memory_growth(gpu, True)
+        raise InputError(
+            "use_gpu = True, but TensorFlow sees no GPU: "
+            'install its driver and "tensorflow[and-cuda]", or set use_gpu = False'
+        )
     if settings.seed is not None:  # A CPU needs no telling.
         tf.config.experimental.enable_op_determinism()
     return "/gpu:0"
@@ -339,10 +287,10 @@ def prepare_device(settings: Settings) -> str:
 # ==== Corpus: quatrains, tokens, vocabulary ====
 
 BREAK = "<BREAK>"
-LINE_END = "<LINE{}>"  # Of the line of this number. Words cannot look like that: see DROPPED.
 PUNCTUATION = ".,;!?"
 SENTENCE_ENDS = ".!?"
-# What the tokenizer of 2017 dropped, and typeset texts' quotation marks, dashes and dots.
+# What the tokenizer of 2017 dropped, and typeset texts' quotation marks, dashes and dots. So no
+# word looks like the end of a line, <LINE1>.
 DROPPED = '"#$%&()*+/:<=>@[\\]^_{|}~`\xab\xbb\u2018\u201a\u201c\u201d\u201e\u2013\u2014\u2026'
 TOKEN = re.compile(rf"[{PUNCTUATION}]|[^\s{re.escape(PUNCTUATION + DROPPED)}]+")
 WORD = re.compile(f"[^<{PUNCTUATION}]")  # Matches no token that is punctuation or ends a line.
@@ -351,22 +299,20 @@ HEADING = re.compile(r"^#.*\b([IVXLCDM]+|\d+)$", re.MULTILINE)  # Starts a new c
 
 
 class Corpus(NamedTuple):
-    """The quatrains of a corpus: numbers, texts, tokens; its words by index, and their counts."""
+    """The quatrains of a corpus, as numbers with texts and as tokens; its words by index, and how
+    often each occurs."""
 
-    numbers: list[str]
-    texts: list[str]
-    tokens: list[list[str]]
+    quatrains: list
+    tokens: list
     words: list[str]
     counts: np.ndarray
 
 
-def read_corpus(path: Path) -> list[tuple[str, str]]:
+def read_corpus(path: Path) -> list:
     """Read the quatrains of a UTF-8 text file, each with its number; InputError if it has none."""
-    quatrains, reason = [], "is no text with words in it"
+    quatrains, reason = [], "has no words in it"
     try:
-        text = path.read_text(encoding="utf-8-sig")
-        if "\0" not in text:
-            quatrains = split_quatrains(clean(text))
+        quatrains = split_quatrains(clean(path.read_text(encoding="utf-8-sig")))
     except OSError as error:
         reason = f"cannot be read ({error.strerror}), seen from {Path.cwd()}"
     except UnicodeDecodeError as error:
@@ -377,54 +323,49 @@ def read_corpus(path: Path) -> list[tuple[str, str]]:
 
 
 def clean(text: str) -> str:
-    """Bring a text to one spelling, NFC, and drop what cannot be seen. A U+2019 between letters is
-    an apostrophe, elsewhere a quotation mark; a zero-width space (U+200B) parts words."""
+    """Bring a text to one spelling, NFC, without what cannot be seen and spaces around lines. A
+    U+2019 between letters is an apostrophe, else a quotation mark; a U+200B parts words."""
     text = re.sub(r"[^\S\n]|\u200b", " ", text)
     # The joiners cannot be seen either, but some scripts are spelt with them.
     text = "".join(c for c in text if c.isprintable() or c in "\n\u200c\u200d")
-    return re.sub(r"(?<!\w)\u2019|\u2019(?!\w)", "", unicodedata.normalize("NFC", text))
+    text = unicodedata.normalize("NFC", text)
+    return re.sub(r"(?<!\w)\u2019|\u2019(?!\w)|^ +| +$", "", text, flags=re.MULTILINE)
 
 
-def split_quatrains(text: str) -> list[tuple[str, str]]:
+def split_quatrains(text: str) -> list:
     """Part a cleaned text into its stanzas, or lines if none is blank, each with its number."""
-    text = "\n".join(line.strip() for line in text.split("\n"))
     gap = "\n\n" if "\n\n" in COMMENT.sub("", text).strip() else "\n"
     # What stands before the first heading has none.
     pieces = ["", *HEADING.split(text)]
     quatrains = []
     for heading, piece in zip(pieces[::2], pieces[1::2], strict=True):
-        stanzas = [stanza.strip() for stanza in COMMENT.sub("", piece).split(gap)]
-        for number, stanza in enumerate(filter(tokenize, stanzas), 1):
-            quatrains.append((f"{heading}.{number}".lstrip("."), stanza))
+        stanzas = filter(tokenize, COMMENT.sub("", piece).split(gap))
+        for number, stanza in enumerate(stanzas, 1):
+            quatrains.append((f"{heading}.{number}".lstrip("."), stanza.strip()))
     return quatrains
 
 
 def tokenize(text: str, line_ends: bool = False) -> list[str]:
     """Split a cleaned text into lower-case tokens, `. , ; ! ?` being tokens of their own, and with
     `line_ends` also the ends of all lines but the last, by their number."""
-    tokens, ended = [], 0
-    for line in text.split("\n"):
-        words = [word.lower() for word in TOKEN.findall(line)]
-        if words and tokens and line_ends:
-            ended += 1
-            tokens.append(LINE_END.format(ended))
-        tokens += words
+    lines = list(filter(None, map(TOKEN.findall, text.lower().split("\n"))))
+    tokens = []
+    for number, line in enumerate(lines, 1):
+        tokens += line
+        if line_ends and number < len(lines):
+            tokens.append(f"<LINE{number}>")
     return tokens
 
 
-def index_corpus(quatrains: Iterable[Sequence[str]], line_ends: bool = False) -> Corpus:
+def index_corpus(quatrains: list, line_ends: bool = False) -> Corpus:
     """Number the words by falling frequency, from 1; 0 is the break, which counts once (int64)."""
-    numbers, texts = map(list, zip(*quatrains, strict=True))
-    tokens = [tokenize(text, line_ends) for text in texts]
+    tokens = [tokenize(text, line_ends) for _, text in quatrains]
     ranked = Counter(word for row in tokens for word in row).most_common()
     words, counts = zip((BREAK, 1), *ranked, strict=True)
-    return Corpus(numbers, texts, tokens, list(words), np.array(counts))
+    return Corpus(quatrains, tokens, list(words), np.array(counts))
 
 
 # ==== Samples: what the model is shown, and what it should answer ====
-
-
-Samples = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def cut_phrases(corpus: Corpus, phrase_len: int, whole: bool) -> np.ndarray:
@@ -439,34 +380,35 @@ def cut_phrases(corpus: Corpus, phrase_len: int, whole: bool) -> np.ndarray:
         row += [index[token] for token in tokens] + breaks
     windows = np.lib.stride_tricks.sliding_window_view(np.array(row, np.int32), phrase_len + 1)
     # Of the breaks after a quatrain the first is a target.
-    windows = windows[(windows[:, -1] > 0) | (windows[:, -2] > 0)]
-    places = np.random.default_rng(0).random(len(windows))
+    windows = windows[(windows[:, -2:] > 0).any(1)]
+    windows = np.random.default_rng(0).permutation(windows)
     if not whole:
-        one_break = (windows[:, :-1] == 0).sum(1) < 2
-        windows, places = windows[one_break], places[one_break]
-    return windows[np.argsort(places)]
+        windows = windows[(windows[:, :-1] == 0).sum(1) < 2]
+    return windows
 
 
-def make_samples(corpus: Corpus, settings: Settings) -> list[Samples]:
+def make_samples(corpus: Corpus, settings: Settings) -> list[tuple]:
     """Cut a corpus into samples, 95 % to train on and 5 % to validate with: each phrases (int32,
     samples x phrase_len), targets (int32, samples x 1) and weights (float32, samples): the square
     root of the target's count, or 1. InputError when 5 % would be less than one."""
     windows = cut_phrases(corpus, settings.phrase_len, settings.whole_quatrains)
     if len(windows) < 20:
-        problem = f"the corpus gives {len(windows)} samples, too few to keep 5 % for validation"
-        raise InputError(f"{problem}: set corpus to a longer text, or lower phrase_len")
-    phrases, targets = windows[:, :-1], windows[:, -1:]
-    weights = np.ones(len(windows), np.float32)
+        raise InputError(
+            f"the corpus gives {len(windows)} samples, too few: set corpus to a longer one"
+        )
+    weights = np.ones(len(corpus.words))
     if settings.weighted:
-        weights = np.sqrt(corpus.counts[targets[:, 0]]).astype(np.float32)
+        weights = np.sqrt(corpus.counts)
+    targets = windows[:, -1]
+    samples = windows[:, :-1], targets[:, None], weights[targets].astype(np.float32)
     size = int(0.95 * len(windows))
-    return [(phrases[i], targets[i], weights[i]) for i in (slice(size), slice(size, None))]
+    return [tuple(array[part] for array in samples) for part in (slice(size), slice(size, None))]
 
 
 # ==== The model: all of it stands here; edit it, and everything follows ====
 
 
-def build_model(embeddings: np.ndarray, phrase_len: int, settings: Settings) -> keras.Model:
+def build_model(embeddings: np.ndarray, settings: Settings) -> keras.Model:
     """Build and compile the model of 2017, Embedding -> GRU -> Dense softmax, and what recipes add.
     Takes the embedding to start from (words x dim). Any Keras model will do that maps phrases
     (int32, batch x phrase_len) to the probabilities of the next word (float, batch x words); its
@@ -474,7 +416,7 @@ def build_model(embeddings: np.ndarray, phrase_len: int, settings: Settings) -> 
     words, dim = embeddings.shape
     penalty = keras.regularizers.L2(settings.regularization)
     model = keras.Sequential(name="quatrains")
-    model.add(keras.Input((phrase_len,), dtype="int32", name="words"))
+    model.add(keras.Input((settings.phrase_len,), dtype="int32", name="words"))
     embedding = keras.layers.Embedding(words, dim)
     model.add(embedding)
     model.add(
@@ -486,7 +428,7 @@ def build_model(embeddings: np.ndarray, phrase_len: int, settings: Settings) -> 
             recurrent_regularizer=penalty,
             bias_regularizer=penalty,
             # A loop over a few words costs more than the words; over many, unrolling does.
-            unroll=phrase_len <= 8,
+            unroll=settings.phrase_len <= 8,
             use_cudnn=False,  # It knows no recurrent dropout, and XLA does not know it.
             name="GRU",
         )
@@ -502,52 +444,41 @@ def build_model(embeddings: np.ndarray, phrase_len: int, settings: Settings) -> 
             keras.metrics.MeanMetricWrapper(sparse_categorical_accuracy, name="acc"),
         ],
         jit_compile=True,  # By itself Keras leaves XLA out on a CPU.
+        steps_per_execution=8,  # Each call copies the weights; more save nothing.
     )
     return model
 
 
-def make_callbacks(settings: Settings) -> list[keras.callbacks.Callback]:  # noqa: ARG001
+def make_callbacks(settings: Settings) -> list:
     """Return callbacks of Keras's, which act as under `fit`; epochs count through all runs."""
     return []
 
 
-def sparse_categorical_accuracy(targets: tf.Tensor, predicted: tf.Tensor) -> tf.Tensor:
+def sparse_categorical_accuracy(targets, predicted):
     """How often the likeliest word is the right one. Keras's own takes an argmax, slow in XLA; of
     the same name, so that plain Keras loads a checkpoint with its own."""
-    chosen = tf.gather(predicted, targets, batch_dims=1)
-    return tf.cast(chosen[:, 0] >= tf.reduce_max(predicted, -1), tf.float32)
+    # A softmax's output carries its logits in Keras; the loss needs their maximum, too.
+    logits = getattr(predicted, "_keras_logits", predicted)
+    chosen = tf.gather(logits, targets, batch_dims=1)
+    return tf.cast(chosen[:, 0] >= tf.reduce_max(logits, -1), tf.float32)
 
 
-def check_model(model: keras.Model, words: int, phrase_len: int) -> None:
+def check_model(model: keras.Model, words: int, phrase_len: int):
     """Try a model on two phrases; InputError when it is not what `build_model` promises."""
     # A checkpoint of what Keras cannot make anew, such as a Lambda, could be written but not read.
-    with keras.saving.custom_object_scope(own_objects()):
+    with keras.saving.custom_object_scope(globals()):
         type(model).from_config(model.get_config())
-    if not model.compiled:
-        raise InputError("build_model: compile the model before it is returned")
     phrases = np.zeros((2, phrase_len), np.int32)
-    predicted = tf.cast(model(phrases, training=False), tf.float32).numpy()
-    sums = predicted.sum(-1)
-    if predicted.shape != (2, words) or predicted.min() < 0 or not np.abs(sums - 1).max() < 0.02:
-        found = (
-            f"{predicted.shape} numbers from {predicted.min():.3g} with the sum {sums.max():.3g}"
+    chances = np.array(model(phrases), np.float32)
+    sums = chances.sum(-1)
+    if chances.shape != (2, words) or chances.min() < 0 or not np.allclose(sums, 1, atol=0.02):
+        raise InputError(
+            f"build_model: two phrases must give (2, {words}) probabilities, each row with the sum "
+            f"1, and give {chances.shape} from {chances.min():.3g} with the sum {sums.max():.3g}"
         )
-        wanted = f"(2, {words}) probabilities, none negative, each row with the sum 1"
-        raise InputError(f"build_model: two phrases must give {wanted}, and give {found}")
-    model.test_step((phrases, phrases[:, :1], np.ones(2, np.float32)))  # Builds what it measures.
+    model.test_step((phrases, phrases[:, :1]))  # Builds what it measures.
     if not model.optimizer.built:
         model.optimizer.build(model.trainable_variables)
-
-
-def own_objects() -> dict[str, Callable]:
-    """Name the layers, losses and the like that stand in this file, for Keras to load."""
-    return {name: value for name, value in globals().items() if callable(value)}
-
-
-def describe_model(model: keras.Model) -> str:
-    """Name its layers and the number of its parameters: `Embedding GRU Dense, 2,184,000`."""
-    kinds = [type(layer).__name__ for layer in model.layers]
-    return f"{' '.join(kind for kind in kinds if kind != 'InputLayer')}, {model.count_params():,}"
 
 
 # ==== Training: runs of some epochs, and some quatrains after each ====
@@ -556,178 +487,152 @@ def describe_model(model: keras.Model) -> str:
 def train(settings: Settings) -> "Prophet":
     """Train and write as the settings say, to the end or, in a session, to an interrupt. Returns
     what writes quatrains with the model. InputError for what the settings cannot have."""
-    with tf.device(prepare_device(settings)), contextlib.ExitStack() as stack:
+    with tf.device(prepare_device(settings)):
         if settings.resume:
-            path = find_checkpoint(Path(settings.logs))
-            stack.enter_context(locked(path.parent))
-            prophet = load_checkpoint(path, settings)
-            stack.callback(report_end, prophet.folder)
-            say(f"Going on after run {prophet.runs - 1} with the model saved in {path}.")
+            prophet = load_checkpoint(find_checkpoint(Path(settings.logs)), settings)
+            print(f"Going on after run {prophet.runs - 1} of {prophet.folder}.")
         else:
             prophet = begin_training(settings)
-            stack.callback(report_end, prophet.folder)
-            stack.enter_context(locked(prophet.folder))
-        with contextlib.suppress(KeyboardInterrupt) if IN_SESSION else contextlib.nullcontext():
-            train_runs(prophet)
+        with locked(prophet.folder):
+            try:
+                train_runs(prophet)
+            except KeyboardInterrupt:
+                if not IN_SESSION:
+                    raise
+            finally:
+                report_end(prophet.folder)
         return prophet
 
 
 def begin_training(settings: Settings) -> "Prophet":
     """Read the corpus, build the model and, where nothing is amiss, make a folder."""
     corpus = index_corpus(read_corpus(Path(settings.corpus)), settings.whole_quatrains)
-    # What these two make is made again where it is used; here they say what is wrong in time.
-    make_samples(corpus, settings)
-    look_up(settings.opening, corpus.words, settings.max_words)
+    make_samples(corpus, settings)  # To hear of a corpus that is too short before GloVe is fetched.
     seed = settings.seed
     if seed is None:
         seed = int.from_bytes(os.urandom(4), "big")
     embeddings = start_embeddings(corpus.words, settings, np.random.default_rng(seed))
     keras.utils.clear_session()  # Or a session's second model would have an `embedding_1`.
     keras.utils.set_random_seed(seed)
-    model = build_model(embeddings, settings.phrase_len, settings)
-    check_model(model, len(corpus.words), settings.phrase_len)
-    folder = make_folder(Path(settings.logs), settings.name or settings.recipe)
-    return Prophet(settings, corpus, model, folder, seed)
+    model = build_model(embeddings, settings)
+    prophet = Prophet(settings, corpus, model, seed)
+    prophet.folder = make_folder(settings)
+    return prophet
 
 
-def describe_training(prophet: "Prophet") -> None:
-    """Print what is trained on what, and what a run is."""
-    settings, corpus = prophet.settings, prophet.corpus
-    others = [
-        f"{name}={value!r}"
-        for name, value in asdict(settings).items()
-        if value != getattr(Settings, name)
-    ]
-    text = f"Settings other than the file's: {', '.join(others) or 'none'}."
-    say(textwrap.fill(text, 80, break_on_hyphens=False, break_long_words=False))
-    quatrains, tokens, words = len(corpus.texts), corpus.counts[1:].sum(), len(corpus.words) - 1
-    counts = f"{quatrains:,} quatrains, {tokens:,} tokens, {words:,} distinct words"
-    say(f"Corpus: {settings.corpus} has {counts}.")
-    say(f"Model: {describe_model(prophet.model)} parameters.")
-    say(f"A run is {settings.epochs_per_run} epochs, then {settings.quatrains_per_run} quatrains.")
-    say("Runs count from 0, epochs from 1 through all runs; the first takes some seconds more.")
-
-
-def report_end(folder: Path) -> None:
+def report_end(folder: Path):
     """Say what is kept of a training when it ends; a folder without a checkpoint is removed."""
     path = folder / "checkpoint.keras"
     if path.exists():
-        say(f"\n{path} holds the training up to its last whole run.")
-        say("Go on with resume = True (--resume), write with generate = 20 (--generate 20).")
+        print(f"\n{path} holds the training up to its last whole run.")
+        print("Go on with resume = True (--resume), write with generate = 20 (--generate 20).")
     else:
         shutil.rmtree(folder)
-        say("\nNothing is kept, for the first run had not ended.")
+        print("\nNothing is kept, for the first run had not ended.")
 
 
-def train_runs(prophet: "Prophet") -> None:
-    """Train from the run that a prophet is at; write after each, log it and save it."""
-    settings, model, epochs = prophet.settings, prophet.model, prophet.settings.epochs_per_run
-    train, validation = make_samples(prophet.corpus, settings)
-    describe_training(prophet)
-    with contextlib.closing(Logs(prophet.folder)) as logs:
-        callbacks = keras.callbacks.CallbackList(
-            [logs, *make_callbacks(settings)],
-            add_history=True,
-            add_progbar=True,
-            model=model,
-            verbose=1 if IN_SESSION or os.isatty(1) else 2,  # Bars where they can move.
-            epochs=settings.runs * epochs,
-            steps=math.ceil(len(train[1]) / settings.batch_size),
-        )
-        if prophet.runs == 0:
-            logs.log_training(settings)
-        train_epoch = build_epoch(model, train, validation, settings.batch_size, callbacks)
-        model.stop_training = False
-        callbacks.on_train_begin()
-        while prophet.runs < settings.runs and not model.stop_training:
-            say(f"\nRun {prophet.runs}\nTrain on {len(train[1])} samples,", end=" ")
-            say(f"validate on {len(validation[1])} samples")
-            first = prophet.runs * epochs
-            for epoch in range(first, first + epochs):
-                figures = train_epoch(epoch, np.random.default_rng([prophet.seed, epoch]))
-                if model.stop_training:
-                    break
-            prophet.runs += 1
-            if model.stop_training or prophet.runs == settings.runs:
-                callbacks.on_train_end(figures)  # Here EarlyStopping puts the best weights back.
-            written = prophet.write(settings.quatrains_per_run, seed=[prophet.seed, epoch, 1])
-            say()
-            show_quatrains(written, settings.raw)
-            say(f"\n{report_quotes(written, prophet.quoted)}")
-            logs.log_run(epoch + 1, written, prophet)
-            save_checkpoint(prophet)
-
-
-# ==== An epoch: Keras's own steps, some to a call of the compiled graph ====
-
-STEPS_PER_CALL = 8  # Each call copies the weights; more save nothing.
-# AutoGraph is off in all graphs: it reads the source again, which may have been edited meanwhile.
-
-
-def build_epoch(
-    model: keras.Model,
-    train: Samples,
-    validation: Samples,
-    batch_size: int,
-    callbacks: keras.callbacks.CallbackList,
-) -> Callable[[int, Generator], dict[str, float]]:
-    """Compile an epoch. Returns a function that shows the model every training sample once, in an
-    order and with dropouts drawn from its generator, validates it, and tells the callbacks."""
-    train_on = compile_training(model, train, batch_size)
-    test_step = tf.function(
-        model.test_step, jit_compile=model.jit_compile, reduce_retracing=True, autograph=False
+def train_runs(prophet: "Prophet"):
+    """Train from the run that a prophet is at, by Keras's `fit`."""
+    settings, corpus, model = prophet.settings, prophet.corpus, prophet.model
+    train, validation = make_samples(corpus, settings)
+    sizes = f"Train on {len(train[1])} samples, validate on {len(validation[1])} samples"
+    print(settings)
+    print(
+        f"Corpus: {settings.corpus} has {len(corpus.quatrains):,} quatrains, "
+        f"{corpus.counts[1:].sum():,} tokens, {len(corpus.words) - 1:,} distinct words."
     )
+    model.summary()
+    model.train_function = compile_training(model, train, settings.batch_size)
+    size = model.steps_per_execution * settings.batch_size
+    first, last = prophet.runs * settings.epochs_per_run, settings.runs * settings.epochs_per_run
 
-    def train_epoch(epoch, rng):
-        seed_dropouts(model, rng)
-        order = rng.permutation(len(train[1])).astype(np.int32)
-        callbacks.on_epoch_begin(epoch)
-        model.reset_metrics()
-        for begin in range(0, len(order), STEPS_PER_CALL * batch_size):
-            numbers = order[begin:][: STEPS_PER_CALL * batch_size]
-            callbacks.on_train_batch_begin(begin // batch_size)
-            train_on(numbers)
-            figures = read_metrics(model)
-            callbacks.on_train_batch_end((begin + len(numbers) - 1) // batch_size, figures)
-            if model.stop_training:
-                break
-        callbacks.on_test_begin()
-        model.reset_metrics()
-        for begin in range(0, len(validation[1]), batch_size):
-            batch = slice(begin, begin + batch_size)
-            test_step((validation[0][batch], validation[1][batch]))
-        validated = read_metrics(model)
-        callbacks.on_test_end(validated)
-        figures |= {f"val_{name}": value for name, value in validated.items()}
-        callbacks.on_epoch_end(epoch, figures)
-        check_finite(figures, model)
-        return figures
+    @tf.autograph.experimental.do_not_convert
+    def draw_order(epoch):
+        numbers = tf.range(len(train[1]))
+        order = tf.random.experimental.stateless_shuffle(numbers, [prophet.seed, epoch])
+        return tf.data.Dataset.from_tensor_slices(order).batch(size)
 
-    return train_epoch
+    runs = Runs(prophet, sizes)
+    model.fit(
+        tf.data.Dataset.range(first, last).flat_map(draw_order),
+        steps_per_epoch=math.ceil(len(train[1]) / settings.batch_size),
+        initial_epoch=first,
+        epochs=last,
+        validation_data=validation[:2],
+        validation_batch_size=settings.batch_size,
+        callbacks=[runs, *make_callbacks(settings)],
+        verbose=1 if IN_SESSION or os.isatty(1) else 2,  # Bars where they can move.
+        shuffle=False,
+    )
+    runs.end_run()  # After EarlyStopping has put the best weights back.
 
 
-def read_metrics(model: keras.Model) -> dict[str, float]:
-    """Read what a model has measured, flat where a metric measures several things, as in `fit`."""
-    figures = {}
-    for name, value in model.get_metrics_result().items():
-        figures |= value if isinstance(value, dict) else {name: value}
-    return {name: float(value) for name, value in figures.items()}
+class Runs(keras.callbacks.Callback):
+    """Ends each run where the next one begins: writes, logs, and saves. Stands first, so that what
+    the user's own callbacks do for the next epoch is not saved with the last one."""
+
+    def __init__(self, prophet: "Prophet", sizes: str):
+        super().__init__()
+        self.prophet, self.sizes = prophet, sizes
+        # Kept, because two files of the same second in a folder would be read out of order.
+        self.writers = {}
+        for place in ("", "train", "validation"):
+            self.writers[place] = tf.summary.create_file_writer(str(prophet.folder / place))
+
+    def on_train_begin(self, logs=None):
+        """Log what is trained."""
+        self.prophet.history = self.model.history
+        if not self.prophet.runs:
+            log_training(self.writers[""], self.prophet)
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Begin a run, or go on with it, by dropouts that repeat exactly."""
+        run, trained = divmod(epoch, self.prophet.settings.epochs_per_run)
+        if run > self.prophet.runs:
+            self.end_run()
+        if not trained:
+            print(f"\nRun {run}\n{self.sizes}")
+        # Keras does not save on what the masks of its dropouts hang, so it is drawn anew.
+        rng = np.random.default_rng([self.prophet.seed, epoch, 2])
+        for variable in self.model.non_trainable_variables:
+            if variable.name == "seed_generator_state":
+                variable.assign(rng.integers(2**32, size=2, dtype=np.uint32))
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Log the figures, unless there are none any more."""
+        if not np.isfinite(logs.get("val_loss", 0)):
+            raise InputError("val_loss is no number any more: lower learning_rate, and train again")
+        log_epoch(self.writers, self.model, epoch, logs)
+
+    def end_run(self):
+        """Write quatrains, log them, and save the training."""
+        prophet, settings = self.prophet, self.prophet.settings
+        prophet.runs += 1
+        written = prophet.write(settings.quatrains_per_run, seed=[prophet.seed, prophet.runs, 1])
+        print()
+        print(*written, sep="\n" if settings.raw else "\n\n")
+        print(f"\n{report_quotes(written)}")
+        log_run(self.writers, prophet, written)
+        save_checkpoint(prophet)
 
 
-def seed_dropouts(model: keras.Model, rng: Generator) -> None:
-    """Draw anew what the masks of Keras's dropouts hang on, so that an epoch repeats exactly."""
-    for variable in model.non_trainable_variables:
-        if variable.name == "seed_generator_state":
-            variable.assign(rng.integers(2**32, size=2, dtype=np.uint32))
-
-
-def compile_training(model: keras.Model, train: Samples, batch_size: int) -> Callable:
-    """Compile training steps, with XLA where the model's `compile` lets it. Returns a function that
-    trains on the samples of these numbers (int32), at most STEPS_PER_CALL batches of them."""
+def compile_training(model: keras.Model, train: tuple, batch_size: int):
+    """Compile what `fit` calls for each item of its data, which is numbers of samples: some of the
+    model's own training steps, with XLA where its `compile` lets it."""
     data = [tf.constant(array) for array in train]
+    apply_gradients = model.optimizer.apply_gradients
 
+    def apply_dense(pairs):
+        # As in 2017: Keras 3 squares apart the parts of a word that a batch has twice.
+        apply_gradients([(g if g is None else tf.convert_to_tensor(g), v) for g, v in pairs])
+
+    # AutoGraph is off in all graphs: it reads the source again, which may have been edited.
+    @tf.function(autograph=False)
     def train_step(numbers):
-        with hashed_dropouts(), dense_gradients(model.optimizer):
+        with (
+            mock.patch.object(model.optimizer, "apply_gradients", apply_dense),
+            mock.patch.object(tf.nn.experimental, "stateless_dropout", hash_dropout),
+        ):
             model.train_step(tuple(tf.gather(array, numbers) for array in data))
 
     @tf.function(jit_compile=model.jit_compile, autograph=False)
@@ -738,101 +643,83 @@ def compile_training(model: keras.Model, train: Samples, batch_size: int) -> Cal
 
         tf.while_loop(lambda step: step < steps, advance, [0])
 
-    train_rest = tf.function(train_step, autograph=False)  # Smaller than a batch, once an epoch.
-
-    def train_on(numbers):
+    def train_function(iterator):
+        numbers = next(iterator).numpy()
         steps, rest = divmod(len(numbers), batch_size)
         if steps:
             # Of one shape, so that it is compiled once; only so many steps of it are taken.
-            train_steps(np.resize(numbers, (STEPS_PER_CALL, batch_size)), np.int32(steps))
+            batches = np.resize(numbers, (model.steps_per_execution, batch_size))
+            train_steps(batches, np.int32(steps))
         if rest:
-            train_rest(numbers[-rest:])
+            train_step(numbers[-rest:])
+        return model.get_metrics_result()
 
-    return train_on
-
-
-def check_finite(figures: dict[str, float], model: keras.Model) -> None:
-    """Raise InputError where the loss or a weight is no number any more, before it is saved."""
-    loss = figures.get("loss", 0)
-    if not np.isfinite(loss) or not all(np.isfinite(each).all() for each in model.get_weights()):
-        optimizer = model.optimizer
-        now = f"{type(optimizer).__name__}, now {float(optimizer.learning_rate):g}"
-        problem = f"the loss ({loss}) or a weight has become infinite or no number"
-        raise InputError(f"{problem}: lower the learning rate of {now}, and train again")
+    return train_function
 
 
 # ==== Verse: four lines, capitals, punctuation closed up ====
 
 
-def learn_capitals(quatrains: Iterable[str]) -> dict[str, str]:
-    """Learn from texts how each word is usually written. A capital means something only where a
+def learn_capitals(quatrains: list) -> dict:
+    """Learn from quatrains how each word is usually written. A capital means something only where a
     word starts neither a line nor a sentence."""
     forms = Counter()
-    for line in "\n".join(quatrains).split("\n"):
+    for line in "\n".join(text for _, text in quatrains).split("\n"):
         words = TOKEN.findall(line)
         forms.update(word for before, word in pairwise(words) if before not in SENTENCE_ENDS)
     # The most frequent form of a word comes last, and stays.
     return {form.lower(): form for form, _ in reversed(forms.most_common())}
 
 
-def part_lines(tokens: Iterable[str]) -> list[list[str]]:
-    """Part tokens into the lines whose ends are among them. Punctuation starts none, and of several
-    marks in a row the last stands."""
-    lines = [[]]
+def part_lines(tokens: list, capitals: dict) -> list:
+    """Part tokens into the lines whose ends are among them, as words with capitals and with their
+    punctuation. Punctuation starts no line, and of several marks in a row the last stands."""
+    lines, starts_sentence = [[]], True
     for token in tokens:
         line = lines[-1]
         if token.startswith("<"):
             lines.append([])
-        elif line and token in PUNCTUATION and line[-1] in PUNCTUATION:
-            line[-1] = token
-        elif line or token not in PUNCTUATION:
-            line.append(token)
+        elif token not in PUNCTUATION:
+            word = capitals.get(token, token)
+            line.append(capitalize(word) if starts_sentence else word)
+            starts_sentence = False
+        elif line:
+            line[-1] = line[-1].rstrip(PUNCTUATION) + token
+            starts_sentence = token in SENTENCE_ENDS
     return [line for line in lines if line]
 
 
-def format_verse(tokens: Iterable[str], capitals: dict[str, str]) -> str:
-    """Restore tokens to verse: spacing, capitals of names, sentences and lines. Where no ends of
-    lines are among them, four lines of like length are guessed."""
-    lines, starts_sentence = [], True
-    for words in part_lines(tokens):
-        line = ""
-        for token in words:
-            word = capitals.get(token, token)
-            if starts_sentence:
-                word = capitalize(word)
-            line += word if token in PUNCTUATION or not line else f" {word}"
-            starts_sentence = token in SENTENCE_ENDS
-        lines.append(line)
-    if len(lines) == 1:
-        lines = break_lines(line.split(" "))
-    return "\n".join(map(capitalize, lines))
-
-
-def break_lines(words: Sequence[str]) -> list[str]:
+def guess_lines(words: list) -> list:
     """Part words, with their punctuation, into four lines of like length, or fewer where there are
     fewer words. In letters: a pause at its end makes up for two words of imbalance."""
     letters = [0, *accumulate(len(word) + 1 for word in words)]
     cuts = [0]
     for quarter in (1, 2, 3):
+        ideal = letters[-1] * quarter / 4
         rated = []
         for place in range(cuts[-1] + 1, len(words) - 3 + quarter):
-            imbalance = abs(letters[place] - letters[-1] * quarter / 4)
             pause = 10 if words[place - 1][-1] in PUNCTUATION else 0
-            rated.append((imbalance - pause, place))
+            rated.append((abs(letters[place] - ideal) - pause, place))
         if rated:
             cuts.append(min(rated)[1])
-    return [" ".join(words[start:end]) for start, end in pairwise([*cuts, len(words)])]
+    return [words[start:end] for start, end in pairwise([*cuts, len(words)])]
 
 
-def capitalize(word: str) -> str:
+def format_verse(tokens: list, capitals: dict) -> str:
+    """Restore tokens to verse: spacing, capitals of names, sentences and lines. Where no ends of
+    lines are among them, four lines of like length are guessed."""
+    lines = part_lines(tokens, capitals)
+    if len(lines) == 1:
+        lines = guess_lines(lines[0])
+    return "\n".join(capitalize(" ".join(line)) for line in lines)
+
+
+def capitalize(text: str) -> str:
     """Put the first letter in title case, which some letters have beside upper case."""
-    return word[:1].title() + word[1:]
+    return text[:1].title() + text[1:]
 
 
 # ==== Writing: what a trained model is good for ====
-
-ATTEMPTS = 10  # At quatrains that are empty or quote too much.
-AT_ONCE = 1000  # Quatrains drawn at once, for memory's sake.
 
 
 class Quatrain(NamedTuple):
@@ -853,7 +740,6 @@ def draw_words(chances: np.ndarray, temperature: float, top_p: float, rng: Gener
     """Draw a word for each row of probabilities (float32, rows x words): at a temperature, and from
     the likeliest only that together have the share `top_p` (nucleus sampling, Holtzman et al.
     2020). Returns the numbers of the words (int64, rows)."""
-    chances = chances.astype(np.float64)
     chances = (chances / chances.max(1, keepdims=True)) ** (1 / temperature)
     chances /= chances.sum(1, keepdims=True)
     if top_p < 1:
@@ -866,7 +752,7 @@ def draw_words(chances: np.ndarray, temperature: float, top_p: float, rng: Gener
 
 
 def longest_quote(words: list[str], source: str) -> list[str]:
-    """Find the longest run of words that stands in a source; ` a b \\n c ` is one of two texts."""
+    """Find the longest run of words that stands in a source; ` a b \n c ` is one of two texts."""
     quote, start = [], 0
     for end in range(1, len(words) + 1):
         while start < end and f" {' '.join(words[start:end])} " not in source:
@@ -875,7 +761,7 @@ def longest_quote(words: list[str], source: str) -> list[str]:
     return quote
 
 
-def look_up(opening: str, words: Sequence[str], max_words: int) -> list[int]:
+def look_up(opening: str, words: list[str], max_words: int) -> list[int]:
     """Turn opening words into numbers; InputError names those that the corpus has not."""
     tokens = tokenize(clean(opening))
     for token in tokens:
@@ -887,9 +773,9 @@ def look_up(opening: str, words: Sequence[str], max_words: int) -> list[int]:
     return [words.index(token) for token in tokens]
 
 
-def form_of(tokens: Sequence[str]) -> tuple[int, bool]:
+def form_of(tokens: list) -> tuple:
     """How many lines a quatrain has, and whether it ends a sentence."""
-    return len(part_lines(tokens)), bool(tokens) and tokens[-1] in SENTENCE_ENDS
+    return len(part_lines(tokens, {})), bool(tokens) and tokens[-1] in SENTENCE_ENDS
 
 
 @dataclass(eq=False)
@@ -900,114 +786,95 @@ class Prophet:
     settings: Settings
     corpus: Corpus
     model: keras.Model
-    folder: Path
     seed: int
+    folder: Path | None = None
     runs: int = 0
+    history: keras.callbacks.History | None = None  # As `fit` returns it.
     quoted: int = 0  # Words in the longest quote of what was drafted last.
 
-    def __post_init__(self) -> None:
-        """Learn from the corpus what writing needs, and compile the model's predictions."""
-        corpus, model = self.corpus, self.model
-        self.capitals = learn_capitals(corpus.texts)
+    def __post_init__(self):
+        """Check what it is given, learn from the corpus what writing needs, compile predictions."""
+        settings, corpus, model = self.settings, self.corpus, self.model
+        look_up(settings.opening, corpus.words, settings.max_words)
+        check_model(model, len(corpus.words), settings.phrase_len)
+        self.capitals = learn_capitals(corpus.quatrains)
         self.form = Counter(map(form_of, corpus.tokens)).most_common(1)[0][0]
         self.log_frequencies = np.log(corpus.counts / corpus.counts.sum())
         # For quotes, which are such whatever punctuation stands between their words.
         rows = [" ".join(filter(WORD.match, tokens)) for tokens in corpus.tokens]
         self.source = "\n".join(f" {row} " for row in rows)
-
-        @tf.function(reduce_retracing=True, autograph=False)
-        def predict(phrases):
-            return tf.cast(model(phrases, training=False), tf.float32)
-
-        self.predict = predict
-
-    @property
-    def history(self) -> keras.callbacks.History | None:
-        """Keras's own history of a training, as `fit` returns it."""
-        return getattr(self.model, "history", None)
+        self.predict = tf.function(model, reduce_retracing=True, autograph=False)
 
     def write(self, count: int = 5, seed: Any = None, **changes: Any) -> list[Quatrain]:
         """Write quatrains as the settings say, or with changes to them, such as `temperature`,
         `top_p`, `drafts`, `opening` and `max_quote`; a `seed` repeats them exactly. Each is the
-        best of its drafts. What is empty or quotes too much is drafted again; after ATTEMPTS a
-        quatrain, what is empty is left out, and a quote is let pass."""
-        settings = self.settings.changed(**changes)
+        best of its drafts: those that quote no more than `max_quote` come first, then those in the
+        corpus's form, then those of a higher SLOR. What is empty or quotes too much is drafted
+        again; after ten times a quatrain, what is empty is left out, and a quote is let pass."""
+        settings = Settings(**asdict(self.settings) | changes)
         start = look_up(settings.opening, self.corpus.words, settings.max_words)
         rng = np.random.default_rng(seed)
-        limit = settings.max_quote or math.inf
+
+        def rate(draft):
+            quotes_little = len(draft.quote) <= settings.max_quote
+            return quotes_little, form_of(draft.tokens) == self.form, draft.slor
+
         written, rejected, self.quoted = [], 0, 0
         while len(written) < count:
-            some = min(count - len(written), max(1, AT_ONCE // settings.drafts))
+            # A thousand drafts at once, for memory's sake.
+            some = min(count - len(written), max(1, 1000 // settings.drafts))
             drafts = self.draw(some * settings.drafts, start, settings, rng)
             for number in range(some):
-                quatrain = self.choose(drafts[number::some], limit)
-                if 0 < len(quatrain.quote) <= limit or rejected == ATTEMPTS * count:
-                    written.append(quatrain)
+                best = max(drafts[number::some], key=rate)
+                if 0 < len(best.quote) <= settings.max_quote or rejected == 10 * count:
+                    written.append(best)
                 else:
                     rejected += 1
-        return [quatrain for quatrain in written if quatrain.verse]
+        return [quatrain for quatrain in written if quatrain.tokens]
 
     def draw(
         self, count: int, start: list[int], settings: Settings, rng: Generator
-    ) -> list[tuple[list[str], float]]:
+    ) -> list[Quatrain]:
         """Draw quatrains: an all-break phrase and a start, then words, to a break or `max_words`.
-        Returns their tokens, and their SLOR: the mean of log p(token | phrase) - log p(token), at
-        temperature 1 (Pauls & Klein 2012; Lau, Clark & Lappin 2017)."""
+        Their SLOR is the mean of log p(word | phrase) - log p(word), at temperature 1 (Pauls &
+        Klein 2012; Lau, Clark & Lappin 2017)."""
         length = settings.phrase_len
         rows = np.zeros((count, length + settings.max_words), np.int32)
         rows[:, length : length + len(start)] = start
         gains, going = np.zeros(rows.shape), np.arange(count)
         for place in range(length + len(start), rows.shape[1]):
-            chances = self.predict(rows[going, place - length : place]).numpy()
+            chances = np.array(self.predict(rows[going, place - length : place]), np.float64)
             drawn = draw_words(chances, settings.temperature, settings.top_p, rng)
-            likelihood = np.log(chances[np.arange(len(going)), drawn])
             rows[going, place] = drawn
-            gains[going, place] = likelihood - self.log_frequencies[drawn]
+            likelihoods = np.log(chances[np.arange(len(going)), drawn])
+            gains[going, place] = likelihoods - self.log_frequencies[drawn]
             going = going[drawn > 0]
-            if not len(going):
+            if not going.size:
                 break
-        drafts = []
+        quatrains = []
         for row, gain in zip(rows, gains, strict=True):
             tokens = [self.corpus.words[word] for word in row if word]
-            drafts.append((tokens, gain[row > 0].sum() / max(1, len(tokens) - len(start))))
-        return drafts
+            slor = gain[row > 0].sum() / max(1, len(tokens) - len(start))
+            quatrains.append(self.describe(tokens, slor, settings.raw))
+        return quatrains
 
-    def choose(self, drafts: list[tuple[list[str], float]], limit: float) -> Quatrain:
-        """Choose the best draft that quotes no more words than the limit: those in the corpus's
-        form come first, then those of a higher SLOR."""
-        ranked = sorted(drafts, key=lambda draft: (form_of(draft[0]) == self.form, draft[1]))
-        best = quatrain = self.describe(*ranked.pop())
-        while ranked and len(quatrain.quote) > limit:
-            quatrain = self.describe(*ranked.pop())
-        return quatrain if len(quatrain.quote) <= limit else best
-
-    def describe(self, tokens: list[str], slor: float) -> Quatrain:
-        """Make a quatrain of its tokens and its score."""
+    def describe(self, tokens: list[str], slor: float, raw: bool) -> Quatrain:
+        """Make a quatrain of its tokens and its score: restore its verse, look for its quote."""
         quote = longest_quote(list(filter(WORD.match, tokens)), self.source)
         self.quoted = max(self.quoted, len(quote))
         before = self.source.partition(f" {' '.join(quote)} ")[0]
-        source = self.corpus.numbers[before.count("\n")] if quote else ""
-        return Quatrain(tokens, format_verse(tokens, self.capitals), quote, source, slor)
+        source = self.corpus.quatrains[before.count("\n")][0] if quote else ""
+        verse = " ".join(tokens) if raw else format_verse(tokens, self.capitals)
+        return Quatrain(tokens, verse, quote, source, slor)
 
 
-def show_quatrains(written: Sequence[Quatrain], raw: bool) -> None:
-    """Print quatrains, parted by blank lines, or their bare tokens, a quatrain a line."""
-    if raw:
-        say(*[" ".join(quatrain.tokens) for quatrain in written], sep="\n")
-    else:
-        say(*written, sep="\n\n")
-
-
-def report_quotes(written: Sequence[Quatrain], quoted: int) -> str:
-    """Say in a line which quote is the longest, and how long one was that was passed over."""
-    longest = max(written, key=lambda quatrain: len(quatrain.quote), default=None)
-    if not longest:
+def report_quotes(written: list) -> str:
+    """Say which quote is the longest."""
+    if not written:
         return "All that was drawn is empty."
-    size, quote = len(longest.quote), " ".join(longest.quote)
-    line = f'Longest quote: {size} words, "{quote}" ({longest.source}).'
-    if quoted > size:
-        line += f" A draft that quoted {quoted} was passed over."
-    return line
+    longest = max(written, key=lambda quatrain: len(quatrain.quote))
+    words = " ".join(longest.quote)
+    return f'Longest quote: {len(longest.quote)} words, "{words}" ({longest.source}).'
 
 
 def generate(settings: Settings) -> Prophet:
@@ -1017,9 +884,8 @@ def generate(settings: Settings) -> Prophet:
     with tf.device(prepare_device(settings)):
         prophet = load_checkpoint(path, settings)
         written = prophet.write(settings.generate, settings.seed)
-    show_quatrains(written, settings.raw)
-    quotes = report_quotes(written, prophet.quoted)
-    print(f"\nFrom {path}. {quotes}", file=sys.stderr)
+    print(*written, sep="\n" if settings.raw else "\n\n")
+    print(f"\nFrom {path}. {report_quotes(written)}", file=sys.stderr)
     return prophet
 
 
@@ -1028,100 +894,100 @@ def generate(settings: Settings) -> Prophet:
 GLOVE_DIMS = (50, 100, 200, 300)
 GLOVE_URL = "https://nlp.stanford.edu/data/glove.6B.zip"
 GLOVE_SHA256 = "617afb2fe6cbd085c235baf7a465b96f4112bd7f7ccb2b2cbd649fed9cbcf2fb"
-GLOVE_TIMEOUT = 20  # Seconds without a byte after which the download is given up.
-WITHOUT_GLOVE = 'to go without, set glove = "none" (--glove none)'
+WITHOUT_GLOVE = 'glove = "none" (--glove none) to go without'
 
 
-def start_embeddings(words: Sequence[str], settings: Settings, rng: Generator) -> np.ndarray:
+def start_embeddings(words: list[str], settings: Settings, rng: Generator) -> np.ndarray:
     """Make the embedding that training starts from (float32, words x dim), and say how: GloVe's own
     vectors of the words that the setting's file knows, and normal ones with GloVe's spread."""
     dim = settings.embedding_dim
     embeddings = rng.normal(0, 0.4, (len(words), dim)).astype(np.float32)
-    path = Path(settings.glove)
-    if settings.glove == "none":
-        return embeddings
-    if settings.glove == "auto":
-        path = find_glove(dim)
-        if not path:
-            return embeddings
-    vectors = read_glove(path, words, dim)
-    for index, vector in vectors.items():
-        embeddings[index] = vector
-    unknown = len(words) - 1 - len(vectors)
-    say(f"GloVe: {path} knows {len(vectors):,} words; {unknown:,} and the break start random.")
+    path = find_glove(settings.glove, dim)
+    if path:
+        known = read_glove(path, words, embeddings)
+        print(
+            f"GloVe: {path} knows {known:,} of {len(words) - 1:,} words; the others start random."
+        )
     return embeddings
 
 
-def find_glove(dim: int) -> Path | None:
-    """Find vectors in data/, or fetch them, once; say so and return None if they cannot be had."""
+def find_glove(glove: str, dim: int) -> Path | None:
+    """Find the file that `glove` names, or fetch it, once; None without, and where it cannot be
+    had, which it says."""
+    if glove == "none":
+        return None
+    if glove != "auto":
+        return Path(glove)
     if dim not in GLOVE_DIMS:
-        problem = f"embedding_dim = {dim} will not do for GloVe"
-        raise InputError(f"{problem}: choose one of {GLOVE_DIMS}, or {WITHOUT_GLOVE}")
+        raise InputError(
+            f"GloVe needs an embedding_dim among {GLOVE_DIMS}: set it, or {WITHOUT_GLOVE}"
+        )
     for path in (Path(f"data/glove.6B.{dim}d.txt"), Path("data/glove.6B.zip")):
         if path.exists():
             return path
-    say(f"GloVe: out of Keras's cache, or else fetched, 862 MB, this once; {WITHOUT_GLOVE}.")
-    socket.setdefaulttimeout(GLOVE_TIMEOUT)  # Keras sets none of its own.
+    print(f"GloVe: out of Keras's cache, or else fetched, 862 MB, this once; {WITHOUT_GLOVE}.")
+    socket.setdefaulttimeout(20)  # Seconds without a byte; Keras sets none of its own.
     try:
         # Keras checks the hash of the whole file each time, so that none cut short is ever read.
         return Path(keras.utils.get_file("glove.6B.zip", GLOVE_URL, file_hash=GLOVE_SHA256))
     except Exception as error:  # Keras raises bare ones.
-        say(f"\nGloVe: not to be had ({error}), so all words start random; {WITHOUT_GLOVE}.")
+        print(f"\nGloVe: not to be had ({error}), so all words start random; {WITHOUT_GLOVE}.")
         return None
     finally:
         socket.setdefaulttimeout(None)
 
 
-def read_glove(path: Path, words: Sequence[str], dim: int) -> dict[int, np.ndarray]:
-    """Read the vectors (float32, dim) of words out of a GloVe file, by the index of the word: a
-    text, or a zip with one for `dim` dimensions, whose lines are a word and `dim` numbers with
-    single spaces between. Raises InputError when what is looked at is not that."""
-    wanted = {word.encode(): index for index, word in enumerate(words)}
-    vectors = {}
+def read_glove(path: Path, words: list[str], embeddings: np.ndarray) -> int:
+    """Put vectors in the place of the embeddings (float32, words x dim) of words that a file knows:
+    a text whose lines are a word and `dim` numbers with single spaces between, or a zip with one
+    for `dim` dimensions. Returns how many; InputError when what is looked at is not that."""
+    dim = embeddings.shape[1]
+    unknown = {word.encode(): index for index, word in enumerate(words)}
     try:
-        with open_glove(path, dim) as lines:
-            for number, line in enumerate(lines, 1):
+        file = path.open("rb")
+        if path.suffix == ".zip":
+            # Buffered, because a zip member hands out lines three times as slowly by itself.
+            member = zipfile.ZipFile(file).open(f"glove.6B.{dim}d.txt")  # noqa: SIM115
+            file = io.BufferedReader(member, 2**18)
+        with file:
+            for line in file:
                 word, _, numbers = line.partition(b" ")
-                index = wanted.get(word.removeprefix(b"\xef\xbb\xbf"))  # A byte order mark.
-                if index is not None or number == 1:
+                if word in unknown:
                     vector = np.array(numbers.split(), np.float32)
                     if len(vector) != dim or not np.isfinite(vector).all():
-                        raise ValueError(f"line {number} has not {dim} numbers")
-                    vectors[index] = vector
+                        raise ValueError(f"{word.decode()} has not {dim} numbers")
+                    embeddings[unknown.pop(word)] = vector
+        known = len(words) - len(unknown)
+        if not known:
+            raise ValueError("it has no word of the corpus")
     except Exception as error:  # Files that are not what they are taken for raise most of them.
-        problem = f"GloVe file {path} cannot be used ({error})"
-        raise InputError(f"{problem}: set glove to another, or {WITHOUT_GLOVE}") from None
-    vectors.pop(None, None)
-    return vectors
-
-
-def open_glove(path: Path, dim: int) -> io.BufferedIOBase:
-    """Open a text of vectors, or the one for `dim` dimensions in a zip."""
-    if path.suffix.lower() != ".zip":
-        return path.open("rb")
-    # Buffered, because a zip member hands out lines three times as slowly by itself.
-    return io.BufferedReader(zipfile.ZipFile(path).open(f"glove.6B.{dim}d.txt"), 2**18)
+        raise InputError(
+            f"GloVe file {path} cannot be used ({error}): set glove to another, or {WITHOUT_GLOVE}"
+        ) from None
+    return known
 
 
 # ==== Logs: one folder a training, and what TensorBoard shows of it ====
 
 
-def make_folder(logs: Path, name: str) -> Path:
+def make_folder(settings: Settings) -> Path:
     """Make the folder of a new training, named after its start; InputError where it cannot be."""
     while True:
-        folder = logs / f"{time.strftime('%y%m%d-%H%M%S')}-{name}"
+        name = f"{time.strftime('%y%m%d-%H%M%S')}-{settings.name or settings.recipe}"
+        folder = Path(settings.logs, name)
         try:
             folder.mkdir(parents=True)
             return folder
         except OSError as error:
             if not folder.exists():  # Or else another one started in this second.
-                problem = f"the folder {logs} cannot be written ({error.strerror})"
-                raise InputError(f"{problem}: set logs to another folder") from None
+                raise InputError(
+                    f"{folder} cannot be made ({error.strerror}): set logs to another"
+                ) from None
             time.sleep(0.1)
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path):
     """Keep other trainings out of a training's folder; raise InputError if one is at it."""
     with (folder / "lock").open("w") as file:
         # The lock is the system's own, so it is gone when its holder is. Windows has none such.
@@ -1132,128 +998,106 @@ def locked(folder: Path) -> Iterator[None]:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 problem = f"a training is going on in {folder}"
-                raise InputError(f"{problem}: wait for its end, or start a new one") from None
+                raise InputError(f"{problem}: wait for its end, or start another") from None
         yield
 
 
-class Logs(keras.callbacks.Callback):
-    """Writes what TensorBoard shows of a training, with one writer a folder: two files of the same
-    second would be read out of order."""
+def log_training(writer: tf.summary.SummaryWriter, prophet: Prophet):
+    """Write the graph, layer by layer, and the settings as a row of HParams."""
+    model, settings = prophet.model, prophet.settings
 
-    def __init__(self, folder: Path) -> None:
-        super().__init__()
-        self.folder = folder
-        places = ("", "train", "validation")
-        self.writers = {
-            place: tf.summary.create_file_writer(str(folder / place)) for place in places
-        }
+    @tf.function(autograph=False)
+    def layers(words):
+        # Other models than a chain of layers are traced whole.
+        for layer in model.layers if isinstance(model, keras.Sequential) else [model]:
+            with tf.name_scope(layer.name):
+                words = layer(tf.identity(words))  # So that one edge enters a layer.
+        return words
 
-    def close(self) -> None:
-        """Write what is still to be written."""
-        for writer in self.writers.values():
-            writer.close()
-
-    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
-        """Write the figures of an epoch, by its number as it is printed, from 1."""
-        figures = logs | {"learning_rate": float(self.model.optimizer.learning_rate)}
-        if "val_loss" in figures:
-            # What recipes compare by: the loss without the penalties on weights.
-            figures["val_cross_entropy"] = figures["val_loss"] - float(sum(self.model.losses))
-        for name, value in figures.items():
-            place = "validation" if name.startswith("val_") else "train"
-            with self.writers[place].as_default(epoch + 1):
-                tf.summary.scalar(name.removeprefix("val_"), value)
-
-    def log_training(self, settings: Settings) -> None:
-        """Write the graph, layer by layer, and the settings as a row of HParams."""
-        model = self.model
-
-        @tf.function(autograph=False)
-        def layers(words):
-            # Other models than a chain of layers are traced whole.
-            for layer in model.layers if isinstance(model, keras.Sequential) else [model]:
-                with tf.name_scope(layer.name):
-                    words = layer(tf.identity(words))  # So that one edge enters a layer.
-            return words
-
-        # TensorBoard sorts by key, capitals first, and shows five.
-        row = {"Model": describe_model(model), "Name": settings.name or settings.recipe}
-        for name, value in asdict(settings).items():
-            if name not in CHANGEABLE:
-                row[name] = "None" if value is None else value
-        with self.writers[""].as_default(0):
-            # A batch of known size, or the edges would carry arithmetic on its size, too.
-            words = tf.TensorSpec((settings.batch_size, settings.phrase_len), tf.int32, "words")
-            tf.summary.graph(layers.get_concrete_function(words).graph)
-            hparams.hparams(row, trial_id=self.folder.name)
-
-    def log_run(self, epoch: int, written: Sequence[Quatrain], prophet: Prophet) -> None:
-        """Write where a run ended: weights, embedding, quatrains and how much they quote."""
-        with self.writers[""].as_default(epoch):
-            for layer in self.model.layers:
-                for number, weight in enumerate(layer.trainable_weights):
-                    # Of a large weight a sample shows the same shape in a tenth of the time.
-                    values = weight.numpy().ravel()
-                    values = values[:: values.size // 50_000 + 1]
-                    tf.summary.histogram(f"weights/{layer.name}/{number}_{weight.name}", values)
-            verses = [quatrain.verse for quatrain in written]
-            tf.summary.text("quatrains", "\n\n".join([f"Run {prophet.runs - 1}", *verses]))
-            tf.summary.scalar("quote", prophet.quoted)
-            if written:
-                tf.summary.scalar("slor", np.mean([quatrain.slor for quatrain in written]))
-        log_embedding(self.folder, self.model, prophet.corpus.words)
-        for writer in self.writers.values():
-            writer.flush()
+    # TensorBoard sorts by key, capitals first, and shows five.
+    row = {"Name": settings.name or settings.recipe}
+    for name, value in asdict(settings).items():
+        if name not in CHANGEABLE and value is not None:
+            row[name] = value
+    with writer.as_default(0):
+        # A batch of known size, or the edges would carry arithmetic on its size, too.
+        words = tf.TensorSpec((settings.batch_size, settings.phrase_len), tf.int32, "words")
+        tf.summary.graph(layers.get_concrete_function(words).graph)
+        hparams.hparams(row, trial_id=prophet.folder.name)
 
 
-def log_embedding(folder: Path, model: keras.Model, words: Sequence[str]) -> None:
+def log_epoch(writers: dict, model: keras.Model, epoch: int, figures: dict):
+    """Write the figures of an epoch, by its number as it is printed, from 1."""
+    figures = figures | {"learning_rate": float(model.optimizer.learning_rate)}
+    if "val_loss" in figures:
+        # What recipes compare by: the loss without the penalties on weights.
+        figures["val_cross_entropy"] = figures["val_loss"] - float(sum(model.losses))
+    for name, value in figures.items():
+        place = "validation" if name.startswith("val_") else "train"
+        with writers[place].as_default(epoch + 1):
+            tf.summary.scalar(name.removeprefix("val_"), value)
+
+
+def log_run(writers: dict, prophet: Prophet, written: list[Quatrain]):
+    """Write where a run ended: weights, embedding, quatrains and how much they quote."""
+    with writers[""].as_default(prophet.runs * prophet.settings.epochs_per_run):
+        for weight in prophet.model.trainable_weights:
+            # Of a large weight a sample shows the same shape in a tenth of the time.
+            values = weight.numpy().ravel()
+            name = f"weights/{weight.path.removeprefix(prophet.model.name + '/')}"
+            tf.summary.histogram(name, values[:: values.size // 50_000 + 1])
+        verses = [quatrain.verse for quatrain in written]
+        tf.summary.text("quatrains", "\n\n".join([f"Run {prophet.runs - 1}", *verses]))
+        tf.summary.scalar("quote", prophet.quoted)
+        if written:
+            tf.summary.scalar("slor", np.mean([quatrain.slor for quatrain in written]))
+    log_embedding(prophet.folder, prophet.model, prophet.corpus.words)
+    for writer in writers.values():
+        writer.flush()
+
+
+def log_embedding(folder: Path, model: keras.Model, words: list):
     """Write the matrices that have a row for each word, and the words, for the projector."""
     (folder / "words.tsv").write_text("\n".join(words) + "\n", encoding="utf-8")
-    config = projector.ProjectorConfig()
+    config = ""
     for number, weight in enumerate(model.trainable_weights):
         if len(weight.shape) == 2 and weight.shape[0] == len(words):
-            path = folder / f"embedding{number}.bytes"
+            name = f"embedding{number}"
             # The first byte, or TensorBoard may take the numbers for text.
-            path.write_bytes(b"\xff" + weight.numpy().astype(np.float32).tobytes()[1:])
-            config.embeddings.add(
-                tensor_name=path.stem,
-                tensor_shape=weight.shape,
-                tensor_path=path.name,
-                metadata_path="words.tsv",
-            )
-    projector.visualize_embeddings(str(folder), config)
+            matrix = b"\xff" + weight.numpy().astype(np.float32).tobytes()[1:]
+            (folder / name).write_bytes(matrix)
+            config += f"""embeddings {{
+              tensor_name: "{name}" tensor_path: "{name}" metadata_path: "words.tsv"
+              tensor_shape: {len(words)} tensor_shape: {weight.shape[1]}
+            }}\n"""
+    (folder / "projector_config.pbtxt").write_text(config)
 
 
 # ==== Checkpoint: all that a training needs to go on, in one file ====
 
 
-def save_checkpoint(prophet: Prophet) -> None:
+def save_checkpoint(prophet: Prophet):
     """Write what Keras saves, and what it lacks, so that no crash leaves a checkpoint in parts."""
     path = prophet.folder / "checkpoint.keras"
     new = path.with_name("unfinished.keras")
-    quatrains = list(zip(prophet.corpus.numbers, prophet.corpus.texts, strict=True))
-    beside = [prophet.runs, prophet.seed, asdict(prophet.settings), quatrains]
-    try:
-        prophet.model.save(new)
-        with zipfile.ZipFile(new, "a", zipfile.ZIP_DEFLATED) as archive:
-            archive.writestr("quatrains.json", json.dumps(beside))
-        with new.open("rb+") as file:
-            os.fsync(file.fileno())
-        new.replace(path)
-    finally:
-        new.unlink(missing_ok=True)
-    if os.name == "posix":  # Elsewhere a folder cannot be opened, nor need be.
-        os.fsync(folder := os.open(path.parent, os.O_RDONLY))
-        os.close(folder)
+    settings, quatrains = asdict(prophet.settings), prophet.corpus.quatrains
+    prophet.model.save(new)
+    with zipfile.ZipFile(new, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(
+            "quatrains.json", json.dumps([prophet.runs, prophet.seed, settings, quatrains])
+        )
+    with new.open("rb+") as file:
+        os.fsync(file.fileno())
+    new.replace(path)
 
 
 def find_checkpoint(logs: Path) -> Path:
     """Find the checkpoint of the training that `logs` names, or the last that was saved in it."""
-    digits = "[0-9]" * 6
-    found = [*logs.glob("checkpoint.keras"), *logs.glob(f"{digits}-{digits}-*/checkpoint.keras")]
+    found = list(logs.rglob("checkpoint.keras"))
     if not found:
-        problem = f"{logs} has no checkpoint, which comes after a first run"
-        raise InputError(f"{problem}: train first, or set logs to a training's own folder")
+        raise InputError(
+            f"{logs} has no checkpoint (yet): train first, or set logs to a training's"
+        )
     return max(found, key=lambda path: path.stat().st_mtime_ns)
 
 
@@ -1262,28 +1106,23 @@ def load_checkpoint(path: Path, settings: Settings) -> Prophet:
     try:
         with zipfile.ZipFile(path) as archive:
             runs, seed, began, quatrains = json.loads(archive.read("quatrains.json"))
-        corpus = index_corpus(quatrains, began["whole_quatrains"])
         settings = keep_settings(settings, began, path.parent)
         if not settings.generate and runs >= settings.runs:
             raise InputError(f"{path.parent} has its {runs} runs already: set runs higher")
-        look_up(settings.opening, corpus.words, settings.max_words)
-        model = keras.models.load_model(path, own_objects())
-        check_model(model, len(corpus.words), settings.phrase_len)
-    except (InputError, MemoryError):
+        corpus = index_corpus(quatrains, settings.whole_quatrains)
+        model = keras.models.load_model(path, globals())
+        return Prophet(settings, corpus, model, seed, path.parent, runs)
+    except InputError:
         raise
     except Exception as error:
-        fault, way_out = (
-            "is broken, or none of this script",
-            "set logs to another training's folder",
-        )
-        if isinstance(error, OSError) and error.errno:  # HDF5 gives damage no number.
-            fault, way_out = "cannot be read", "mend that"
         reason = str(error).partition("\n")[0]
-        raise InputError(f"checkpoint {path} {fault} ({reason}): {way_out}") from None
-    return Prophet(settings, corpus, model, path.parent, seed, runs)
+        raise InputError(
+            f"checkpoint {path} cannot be loaded ({reason}): "
+            "mend that, or set logs to another training's folder"
+        ) from None
 
 
-def keep_settings(settings: Settings, began: dict[str, Any], folder: Path) -> Settings:
+def keep_settings(settings: Settings, began: dict, folder: Path) -> Settings:
     """Put what a training began with in the place of the file's settings; InputError where the
     command line says otherwise."""
     fixed = {name: value for name, value in began.items() if name not in CHANGEABLE}
@@ -1291,18 +1130,17 @@ def keep_settings(settings: Settings, began: dict[str, Any], folder: Path) -> Se
         del fixed["seed"]  # Then it is that of the writing.
     for name, value in settings.given.items():
         if fixed.get(name, value) != value:
-            problem = f"{folder} was trained with {name} = {fixed[name]!r}, not {value!r}"
-            raise InputError(f"{problem}: leave that out, or set logs to another training's folder")
-    if began["recipe"] in RECIPES:  # It may have been renamed since.
-        settings = Settings(**settings.given | {"recipe": began["recipe"]})
-    vars(settings).update(fixed)
-    return settings
+            raise InputError(
+                f"{folder} was trained with {name} = {fixed[name]!r}, not {value!r}: "
+                "leave that out, or set logs to another training's folder"
+            )
+    return Settings(**fixed | settings.given)
 
 
-# ==== Dropout: Keras's masks, drawn as XLA can draw them fast; gradients as in 2017 ====
+# ==== Dropout: masks for Keras, drawn as XLA can draw them fast ====
 
 
-def mix(bits: tf.Tensor) -> tf.Tensor:
+def mix(bits):
     """Hash 32-bit numbers: Chris Wellons's lowbias32."""
     for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B), (16, 1)):
         bits ^= tf.bitwise.right_shift(bits, np.uint32(shift))
@@ -1310,10 +1148,11 @@ def mix(bits: tf.Tensor) -> tf.Tensor:
     return bits
 
 
-def hash_dropout(values: tf.Tensor, rate: float, seed: Any, noise_shape: Any = None) -> tf.Tensor:
-    """Do what tf.nn.experimental.stateless_dropout does, with other random bits. Every element has
-    16 bits of a hash of its number and the seed (two ints), and is 0 where they are below `rate`.
-    The bits have a test of their own."""
+def hash_dropout(values: tf.Tensor, rate: float, seed, noise_shape=None) -> tf.Tensor:
+    """Do what tf.nn.experimental.stateless_dropout does, which all of Keras's dropouts call, with
+    other random bits: XLA draws TensorFlow's so slowly that an epoch would take three times as
+    long. Every element has 16 bits of a hash of its number and the seed (two ints), and is 0 where
+    they are below `rate`. The bits have a test of their own."""
     sides = noise_shape if isinstance(noise_shape, list) else values.shape
     shape = [tf.get_static_value(n) or size for n, size in zip(sides, values.shape, strict=True)]
     size = math.prod(shape)
@@ -1321,44 +1160,15 @@ def hash_dropout(values: tf.Tensor, rate: float, seed: Any, noise_shape: Any = N
     key = mix(seed[0] ^ mix(seed[1] + np.uint32(0x9E3779B9)))
     index = tf.cast(tf.range((size + 1) // 2), tf.uint32)
     bits = mix(index * np.uint32(0x9E3779B1) ^ key)
-    halves = tf.reshape(tf.reshape(tf.bitcast(bits, tf.uint16), [-1])[:size], shape)
-    squares = tf.where(tf.cast(halves, tf.int32) < round(rate * 2**16), 0.0, (1 - rate) ** -2)
+    halves = tf.reshape(tf.bitcast(bits, tf.uint16), [-1])
+    halves = tf.cast(tf.reshape(halves[:size], shape), tf.int32)
+    squares = tf.where(halves < round(rate * 2**16), 0.0, (1 - rate) ** -2)
     # The root, because XLA keeps what takes it long; a cheap mask it would hash anew at each use.
     return values * tf.cast(tf.sqrt(squares), values.dtype)
-
-
-@contextlib.contextmanager
-def hashed_dropouts() -> Iterator[None]:
-    """Have Keras's dropouts, which all call this one function, draw their masks by `hash_dropout`:
-    XLA draws TensorFlow's random numbers so slowly that an epoch would take three times as long."""
-    theirs = tf.nn.experimental.stateless_dropout
-    tf.nn.experimental.stateless_dropout = hash_dropout
-    try:
-        yield
-    finally:
-        tf.nn.experimental.stateless_dropout = theirs
-
-
-@contextlib.contextmanager
-def dense_gradients(optimizer: keras.Optimizer) -> Iterator[None]:
-    """Give the optimizer dense gradients, as in 2017: of the embedding's sparse ones Keras 3 would
-    square apart the parts of a word that a batch has twice."""
-    apply_gradients = optimizer.apply_gradients
-
-    def apply_dense(pairs):
-        apply_gradients([(g if g is None else tf.convert_to_tensor(g), v) for g, v in pairs])
-
-    optimizer.apply_gradients = apply_dense
-    try:
-        yield
-    finally:
-        del optimizer.apply_gradients
 
 
 # ==== Main ====
 
 if __name__ == "__main__":
-    if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
     with plain_endings():
         prophet = (generate if SETTINGS.generate else train)(SETTINGS)

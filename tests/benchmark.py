@@ -1,6 +1,6 @@
 """Measure the script against the obvious ways to write it, both sides in the same round.
 
-    python tests/benchmark.py                          everything, about 25 minutes
+    python tests/benchmark.py                          everything, about 15 minutes
     python tests/benchmark.py epoch sampling           some of it; --help lists what there is
     python tests/benchmark.py --rounds 5 epoch
     python tests/benchmark.py --against 6d2bf9c epoch  beside the script as of another commit, too
@@ -11,14 +11,12 @@ machine; nothing here is a test. What was measured, and what was tried, stands i
 
 import argparse
 import importlib.util
-import itertools
-import os
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -28,7 +26,6 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 import quatrains  # noqa: E402
 
-DEFAULTS = quatrains.Settings(glove="none", seed=1)
 CORPUS = ROOT / "data" / "quatrains.txt"
 
 
@@ -86,16 +83,14 @@ class LiteralPort:
         )
         self.model.compile("rmsprop", "categorical_crossentropy", metrics=["acc"])
 
-    def fit(self, epochs=1, callbacks=()):
+    def fit(self):
         (phrases, targets), validation = self.data
         self.model.fit(
             phrases,
             targets,
             batch_size=512,
-            epochs=epochs,
             class_weight=self.class_weight,
             validation_data=validation,
-            callbacks=list(callbacks),
             verbose=0,
         )
 
@@ -109,22 +104,12 @@ class LiteralPort:
                 if word == 0:
                     break
 
-    def run(self, logs):
-        import keras
-
-        self.fit(5, [keras.callbacks.TensorBoard(logs, histogram_freq=5)])
-        self.write(5)
-
 
 # ==== The floor: the matrix products of one step and nothing else ====
 
 
-def bare_products(batch, steps, dim, units, words, gates):
-    """Forward, and both backward, of the GRU's inputs, its states, and the dense layer.
-
-    `gates` = 3 makes a product for each gate, as it must be where every gate has its own dropout
-    masks; 1 makes one for all three, as it could be without dropout.
-    """
+def bare_products(batch, steps, dim, units, words):
+    """Forward, and both backward, of the GRU's inputs, its states, and the dense layer."""
     import tensorflow as tf
 
     def operands(rows, inner, outer):
@@ -137,21 +122,20 @@ def bare_products(batch, steps, dim, units, words, gates):
             tf.matmul(y, weights, transpose_b=True),
         ]
 
-    width = 3 * units // gates
-    inputs = [operands(batch * steps, dim, width) for _ in range(gates)]
-    states = [operands(batch, units, width) for _ in range(gates)]
+    inputs = operands(batch * steps, dim, 3 * units)
+    states = operands(batch, units, 3 * units)
     dense = operands(batch, units, words)
 
     @tf.function
     def once():
-        results = [made for given in (*inputs, dense) for made in products(*given)]
-        state = states[0][0]
+        results = products(*inputs) + products(*dense)
+        state, weights, y = states
         for _ in range(steps):
             # One step after the other, as in a GRU. All at once they get in each other's way on
             # two cores, which makes a floor 12 % too high.
-            made = [products(state, weights, y) for _, weights, y in states]
-            results += [result for gate in made for result in gate]
-            state = made[-1][2]
+            made = products(state, weights, y)
+            results += made
+            state = made[2]
         return [tf.reduce_sum(result[0]) for result in results]
 
     return once
@@ -160,30 +144,38 @@ def bare_products(batch, steps, dim, units, words, gates):
 # ==== The measurements ====
 
 
+class Turns(quatrains.keras.callbacks.Callback):
+    """Has `fit` train an epoch when it is told to, so that others can be timed between epochs."""
+
+    def __init__(self):
+        super().__init__()
+        self.go, self.done = threading.Semaphore(0), threading.Semaphore(0)
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.go.acquire()
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.done.release()
+
+    def __call__(self):
+        self.go.release()
+        self.done.acquire()
+
+
 def build(recipe="2017"):
-    """A prophet, its samples, and a function that trains an epoch of it with its validation."""
-    settings = quatrains.Settings(glove="none", seed=1, recipe=recipe)
+    """A prophet, its samples, and a function that trains an epoch of it as the script does."""
+    settings = quatrains.Settings(glove="none", seed=1, recipe=recipe, epochs_per_run=10**6)
     corpus = quatrains.index_corpus(quatrains.read_corpus(CORPUS), settings.whole_quatrains)
-    samples = quatrains.make_samples(corpus, settings)
     rng = np.random.default_rng(1)
     embeddings = rng.normal(0, 0.4, (len(corpus.words), 300)).astype(np.float32)
-    model = quatrains.build_model(embeddings, settings.phrase_len, settings)
-    quatrains.check_model(model, len(corpus.words), settings.phrase_len)
-    steps = -(-len(samples[0][1]) // settings.batch_size)
-    callbacks = quatrains.keras.callbacks.CallbackList(
-        add_history=True, add_progbar=True, model=model, verbose=0, epochs=10**6, steps=steps
+    model = quatrains.build_model(embeddings, settings)
+    prophet = quatrains.Prophet(settings, corpus, model, 1, Path(tempfile.mkdtemp()))
+    turns, fit = Turns(), model.fit
+    model.fit = lambda *data, callbacks, verbose, **given: fit(
+        *data, callbacks=[turns, *callbacks], verbose=0, **given
     )
-    callbacks.on_train_begin()
-    train_epoch = quatrains.build_epoch(model, *samples, settings.batch_size, callbacks)
-    numbers = itertools.count()
-
-    def epoch():
-        number = next(numbers)
-        train_epoch(number, np.random.default_rng([1, number]))
-
-    folder = Path(tempfile.mkdtemp()) / "training"
-    folder.mkdir()
-    return quatrains.Prophet(settings, corpus, model, folder, 1), samples, epoch
+    threading.Thread(target=quatrains.train_runs, args=[prophet], daemon=True).start()
+    return prophet, quatrains.make_samples(corpus, settings), turns
 
 
 def prepare(against=None):
@@ -196,10 +188,9 @@ def prepare(against=None):
 
 
 def other_epoch(commit, embeddings):
-    """Build an epoch with the script as of another commit, from before this one's redesign."""
-    text = subprocess.run(
-        ["git", "show", f"{commit}:quatrains.py"], cwd=ROOT, capture_output=True, check=True
-    ).stdout
+    """Build an epoch with the script as of another commit, of the time before `fit`."""
+    command = ["git", "show", f"{commit}:quatrains.py"]
+    text = subprocess.run(command, cwd=ROOT, capture_output=True, check=True).stdout
     path = Path(tempfile.mkdtemp()) / "other.py"
     path.write_bytes(text)
     spec = importlib.util.spec_from_file_location("other", path)
@@ -208,13 +199,7 @@ def other_epoch(commit, embeddings):
     script.load_tensorflow(use_gpu=False)
     settings = SimpleNamespace(**{name: getattr(script, name) for name in script.SETTINGS})
     rng = np.random.default_rng(1)
-    if hasattr(script, "load_corpus"):
-        corpus = script.load_corpus(CORPUS)
-    else:
-        corpus = script.index_corpus(script.read_corpus(CORPUS))
-    # Before there were recipes, it was given the length of a phrase.
-    shape = settings if hasattr(script, "RECIPES") else 4
-    samples = script.make_samples(corpus, shape, rng)
+    samples = script.make_samples(script.load_corpus(CORPUS), 4, rng)
     epoch = script.build_epoch(script.build_model(embeddings, 4, settings), *samples, 512)
     return lambda: epoch(rng)
 
@@ -222,13 +207,11 @@ def other_epoch(commit, embeddings):
 def measure_epoch(rounds, world):
     words, size = len(world.corpus.words), len(world.training[1])
     steps = size / 512
-    floor = bare_products(512, 4, 300, 128, words, gates=1)
-    gate_by_gate = bare_products(512, 4, 300, 128, words, gates=3)
+    floor = bare_products(512, 4, 300, 128, words)
     sides = {
         "literal port": world.literal.fit,
         "ours": world.epoch,
         "floor": lambda: [floor() for _ in range(round(steps))],
-        "floor gate by gate": lambda: [gate_by_gate() for _ in range(round(steps))],
     }
     if world.other:
         sides["the other commit"] = world.other
@@ -239,12 +222,12 @@ def measure_epoch(rounds, world):
     print_ratios(compare(title, rounds, "literal port", **sides))
 
     # Steps alone, in turns so short that what disturbs the machine disturbs both sides alike.
-    train_on = quatrains.compile_training(world.prophet.model, world.training, 512)
-    many = quatrains.STEPS_PER_CALL
+    train = quatrains.compile_training(world.prophet.model, world.training, 512)
+    many = world.prophet.model.steps_per_execution
 
     def ours():
-        train_on(world.rng.permutation(size)[: many * 512].astype(np.int32))
-        return world.prophet.model.get_metrics_result()
+        numbers = world.rng.permutation(size)[: many * 512].astype(np.int32)
+        return train(iter([quatrains.tf.constant(numbers)]))
 
     ours()
     sides = {"ours": ours, "floor": lambda: [floor() for _ in range(many)]}
@@ -259,7 +242,7 @@ def measure_recipes(rounds, _):
 
 
 def print_ratios(seconds):
-    for name in ("floor", "floor gate by gate", "the other commit"):
+    for name in ("floor", "the other commit"):
         if name not in seconds:
             continue
         ratios = [a / b for a, b in zip(seconds["ours"], seconds[name], strict=True)]
@@ -285,165 +268,25 @@ def measure_sampling(rounds, world):
     compare("   Writing 5 quatrains with recipe verse", rounds, "16 drafts", **sides)
 
 
-def measure_run(rounds, world):
-    folder, prophet = Path(tempfile.mkdtemp()), world.prophet
-    numbers = itertools.count()
-    logs = quatrains.Logs(prophet.folder)
-    logs.set_model(prophet.model)
-
-    def ours():
-        run = next(numbers)
-        for epoch in range(5):
-            world.epoch()
-            logs.on_epoch_end(5 * run + epoch, {"loss": 1.0, "val_loss": 1.0})
-        written = prophet.write(5)
-        quatrains.report_quotes(written, prophet.quoted)
-        logs.log_run(5 * run + 5, written, prophet)
-        quatrains.save_checkpoint(prophet)
-
-    world.literal.fit(), ours()
-    literal = {"literal port": lambda: world.literal.run(str(folder / str(next(numbers))))}
-    compare("3. A whole run with its logs", rounds, "literal port", **literal, ours=ours)
-
-
-def measure_glove(rounds, _):
-    folder = Path(tempfile.mkdtemp())
-    text, archive = folder / "glove.6B.300d.txt", folder / "glove.6B.zip"
-    words = quatrains.index_corpus(quatrains.read_corpus(CORPUS)).words
-    rng = np.random.default_rng(1)
-    names = [f"word{number}" for number in range(400_000)]
-    for place, word in zip(rng.permutation(400_000), words[1:4501], strict=False):
-        names[place] = word
-    numbers = [" ".join(f"{x:.5g}" for x in row) for row in rng.normal(0, 0.4, (2000, 300))]
-    with text.open("w", encoding="utf-8") as file:
-        file.writelines(f"{name} {numbers[7919 * i % 2000]}\n" for i, name in enumerate(names))
-    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as packed:
-        packed.write(text, text.name)
-    sizes = [file.stat().st_size / 1e6 for file in (text, archive)]
-    print("\n4. GloVe: {:,.0f} MB of text, {:,.0f} MB of zip".format(*sizes))
-
-    def drain(file):
-        with file:
-            while file.read(2**20):
-                pass
-
-    def usual_loop():
-        vectors = {}
-        with text.open(encoding="utf-8") as file:
-            for line in file:
-                values = line.split()
-                vectors[values[0]] = np.asarray(values[1:], dtype="float32")
-
-    def read(path):
-        assert len(quatrains.read_glove(path, words, 300)) == 4500
-
-    sides = {
-        "usual loop": usual_loop,
-        "ours": lambda: read(text),
-        "bytes": lambda: drain(text.open("rb")),
-    }
-    compare("   As text", rounds, "usual loop", **sides)
-
-    def inflate():
-        with zipfile.ZipFile(archive) as packed:
-            drain(packed.open(text.name))
-
-    compare("   Out of the zip", rounds, "inflate", inflate=inflate, ours=lambda: read(archive))
-    text.unlink(), archive.unlink()
-
-
-STEPS_TO_START = """
-import sys, time
-start = time.perf_counter()
-def lap(name):
-    global start
-    print(name, time.perf_counter() - start); start = time.perf_counter()
-sys.path.insert(0, sys.argv[1])
-sys.path.insert(0, sys.argv[1] + "/tests")
-import quatrains as q
-lap("import of the script and of TensorFlow")
-import benchmark
-lap("import of this benchmark")
-corpus = q.index_corpus(q.read_corpus(benchmark.CORPUS))
-q.make_samples(corpus, benchmark.DEFAULTS)
-q.learn_capitals(corpus.texts)
-lap("data")
-epoch = benchmark.build()[2]
-lap("model")
-epoch()
-lap("first epoch")
-"""
-
-
 def measure_start(rounds, _):
-    laps = {}
-    for _ in range(rounds):
-        command = [sys.executable, "-c", STEPS_TO_START, str(ROOT)]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        for line in done.stdout.splitlines():
-            name, _, value = line.rpartition(" ")
-            laps.setdefault(name, []).append(float(value))
-    print(f"\n5. From the command to the first training step ({rounds} rounds)")
-    for name, values in laps.items():
-        print(f"  {name:24} min {min(values):9.4f} s   median {statistics.median(values):9.4f} s")
-
-    def script(option):
-        command = [sys.executable, str(ROOT / "quatrains.py"), option]
+    def script(*options):
+        command = [sys.executable, str(ROOT / "quatrains.py"), *options]
         return lambda: subprocess.run(command, capture_output=True, check=False)
 
-    answers = {"--help": script("--help"), "a wrong argument": script("--nonsense")}
-    compare("   Answers without TensorFlow", rounds, "--help", **answers)
-
-
-def train_once(corpus, epochs):
-    """Train in a process of its own; return what it printed and its peak memory in MB."""
     with tempfile.TemporaryDirectory() as logs:
-        options = f"--runs 1 --glove none --epochs-per-run {epochs} --corpus {corpus} --logs {logs}"
-        command = [sys.executable, str(ROOT / "quatrains.py"), *options.split()]
-        child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        printed = child.stdout.read()
-        _, status, usage = os.wait4(child.pid, 0)
-        assert status == 0, printed
-    return printed, usage.ru_maxrss / 1024
-
-
-def measure_growth(_, __):
-    print("\n6. Peak memory of the whole job, and the time of an epoch after the first")
-    folder = Path(tempfile.mkdtemp())
-    texts = [text for _, text in quatrains.read_corpus(CORPUS)]
-    for name, times, epochs, split in (
-        ("the bundled corpus", 1, 4, 1),
-        ("10 times the corpus", 10, 2, 1),
-        ("100 times the corpus", 100, 2, 1),
-        ("twice the vocabulary", 1, 4, 2),
-        ("4 times the vocabulary", 1, 4, 4),
-    ):
-        path = folder / "corpus.txt"
-        changed = []
-        for number, text in enumerate(texts * times):
-            # Words of every second, third, ... quatrain get a mark, which makes them other words.
-            tokens = (
-                token + "'" * (token.isalpha() and number % split) for token in text.split(" ")
-            )
-            changed.append(" ".join(tokens))
-        path.write_text("\n\n".join(changed), encoding="utf-8")
-        printed, memory = train_once(path, epochs)
-        lines = [line for line in printed.splitlines() if "ms/step" in line or "s/step" in line]
-        seconds = min(float(line.split(" - ")[1][:-1]) for line in lines[1:])
-        counts = next(line for line in printed.splitlines() if line.startswith("Corpus"))
-        print(
-            f"  {name:24} {seconds:8.1f} s an epoch   {memory:8.0f} MB   {counts.split(' has ')[1]}"
-        )
+        answers = {
+            "--help": script("--help"),
+            "a wrong argument": script("--nonsense"),
+            "one epoch": script("--runs=1", "--epochs-per-run=1", "--glove=none", "--logs", logs),
+        }
+        compare("3. From the command to its end", rounds, "--help", **answers)
 
 
 MEASUREMENTS = {
     "epoch": measure_epoch,
     "recipes": measure_recipes,
     "sampling": measure_sampling,
-    "run": measure_run,
-    "glove": measure_glove,
     "start": measure_start,
-    "growth": measure_growth,
 }
 
 
@@ -453,7 +296,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--against", metavar="COMMIT", help="measure its epoch, too")
     given = parser.parse_args()
-    in_process = {"epoch", "sampling", "run"} & set(given.what)
+    in_process = {"epoch", "sampling"} & set(given.what)
     world = prepare(given.against) if in_process else None
     for name in given.what:
         MEASUREMENTS[name](given.rounds, world)

@@ -1,34 +1,16 @@
 """Keras's callbacks, which act in the script's trainings as they do under `fit`."""
 
 import csv
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import quatrains
-from conftest import QUICK, read_curve, run, write_verses
+from conftest import QUICK, read_curve, write_verses
 from quatrains import Settings, keras
 
 CALLBACKS = keras.callbacks
-
-
-class Diary(CALLBACKS.Callback):
-    """Notes each hook that is called, with the number it is given and the names of its figures."""
-
-    def __init__(self):
-        super().__init__()
-        self.notes = []
-        for name in dir(self):
-            if name.startswith("on_"):
-                setattr(self, name, self.noting(name))
-
-    def noting(self, name):
-        def note(number=None, logs=None):
-            if isinstance(number, dict):
-                number, logs = None, number
-            self.notes.append((name, number, sorted(logs or {})))
-
-        return note
 
 
 @pytest.fixture
@@ -51,30 +33,8 @@ def load_weights(path):
     return keras.models.load_model(path).get_weights()
 
 
-def test_hooks_are_called_as_fit_calls_them(training):
-    ours, theirs = Diary(), Diary()
-    # 24 batches, so that the last call is of as many as the others.
-    prophet = training(ours, batch_size=57, runs=2, epochs_per_run=1)
-    train, validation = quatrains.make_samples(prophet.corpus, prophet.settings)
-    model = keras.Sequential([keras.layers.Embedding(99, 99), keras.layers.GlobalMaxPooling1D()])
-    model.compile(
-        loss="sparse_categorical_crossentropy",
-        metrics=[keras.metrics.SparseCategoricalAccuracy("acc")],
-        steps_per_execution=quatrains.STEPS_PER_CALL,
-    )
-    how = {"batch_size": 57, "epochs": 2, "verbose": 0, "callbacks": [theirs]}
-    model.fit(*train[:2], validation_data=validation[:2], **how)
-    # The script does not tell of the batches of a validation.
-    notes = [note for note in theirs.notes if "test_batch" not in note[0]]
-    assert ours.notes == notes
-    assert len(notes) == 22
-    assert ours.params == theirs.params | {"verbose": 2}
-
-
 @pytest.mark.parametrize("restore", [True, False])
-def test_early_stopping_ends_a_training_and_the_checkpoint_has_the_best_weights(
-    training, capsys, restore
-):
+def test_early_stopping_ends_a_training_and_keeps_the_best_weights(training, restore):
     weights = []
     noting = CALLBACKS.LambdaCallback(
         on_epoch_end=lambda epoch, logs: weights.append(noting.model.get_weights())
@@ -86,8 +46,6 @@ def test_early_stopping_ends_a_training_and_the_checkpoint_has_the_best_weights(
     assert np.argmin(losses) == 1
     assert len(losses) == len(weights) == 4
     assert prophet.runs == 2
-    assert "Run 1\n" in (printed := capsys.readouterr().out)
-    assert "Run 2\n" not in printed
     saved = load_weights(prophet.folder / "checkpoint.keras")
     assert all(map(np.array_equal, saved, weights[1 if restore else 3]))
     assert all(map(np.array_equal, saved, prophet.model.get_weights()))
@@ -112,6 +70,7 @@ def resumed(tmp_path_factory):
     folder = write_verses(tmp_path_factory.mktemp("callbacks") / "verses.txt").parent
 
     def make_callbacks(settings):
+        assert (settings.name, settings.batch_size) == ("mine", QUICK["batch_size"])
         return [
             use_rates(*(0.01 / epoch for epoch in range(1, 99))),
             CALLBACKS.CSVLogger("epochs.csv", append=True),
@@ -123,8 +82,8 @@ def resumed(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr(quatrains, "make_callbacks", make_callbacks)
-        first = quatrains.train(Settings(**QUICK))
-        second = quatrains.train(Settings(resume=True, runs=3))
+        first = quatrains.train(Settings(**QUICK, name="mine"))
+        second = quatrains.train(Settings(resume=True, runs=3, name="mine"))
     return folder, first, second, epochs
 
 
@@ -134,7 +93,9 @@ def test_epochs_count_through_all_runs_and_a_resumed_training(resumed):
     with (folder / "epochs.csv").open() as file:
         rows = [*csv.DictReader(file)]
     assert [row["epoch"] for row in rows] == ["0", "1", "2", "3", "4", "5"]
+    assert (first.history.epoch, second.history.epoch) == ([0, 1, 2, 3], [4, 5])
     figures = first.history.history
+    assert figures.keys() == {"loss", "acc", "val_loss", "val_acc", "learning_rate"}
     assert rows[0].keys() == {"epoch", *figures}
     for name, values in figures.items():
         written = [float(row[name]) for row in rows]
@@ -152,30 +113,28 @@ def test_model_checkpoints_are_those_of_their_epochs(resumed):
     assert not any(map(np.array_equal, last, load_weights(folder / "model-4.keras")))
 
 
-def test_the_history_is_kerass_own(resumed):
-    _, first, second, _ = resumed
-    for prophet, epochs in ((first, [0, 1, 2, 3]), (second, [4, 5])):
-        assert type(prophet.history) is CALLBACKS.History
-        assert prophet.history.epoch == epochs
-        names = {"loss", "acc", "val_loss", "val_acc", "learning_rate"}
-        assert prophet.history.history.keys() == names
-        assert {len(values) for values in prophet.history.history.values()} == {len(epochs)}
-
-
 def test_terminate_on_nan_ends_an_epoch_at_its_first_bad_batch(training, verses, capsys):
-    diary = Diary()
-    with pytest.raises(quatrains.InputError, match=r"^the loss \(nan\) or a weight"):
-        training(use_rates(float("inf")), CALLBACKS.TerminateOnNaN(), diary, batch_size=64)
-    assert [number for name, number, _ in diary.notes if name == "on_train_batch_end"] == [7]
+    ends = []
+    noting = CALLBACKS.LambdaCallback(on_train_batch_end=lambda batch, logs: ends.append(batch))
+    with pytest.raises(quatrains.InputError, match=r"^val_loss is no number any more: lower"):
+        training(use_rates(float("inf")), CALLBACKS.TerminateOnNaN(), noting, batch_size=64)
+    assert ends == [7]
     printed = capsys.readouterr().out
     assert "Batch 7: Invalid loss, terminating training\n" in printed
     assert printed.endswith("Nothing is kept, for the first run had not ended.\n")
     assert not [*verses.parent.glob("logs/*")]
 
 
-def test_callbacks_are_made_with_the_settings(verses, monkeypatch):
-    given = []
-    monkeypatch.chdir(verses.parent)
-    monkeypatch.setattr(quatrains, "make_callbacks", lambda settings: given.append(settings) or [])
-    assert run(**QUICK, name="mine") == 0
-    assert [settings.name for settings in given] == ["mine"]
+def test_a_training_stopped_after_a_run_goes_on_as_if_it_had_not(training):
+    def scale():
+        return CALLBACKS.LearningRateScheduler(lambda epoch, rate: rate / 2)
+
+    def stop(batch, logs):
+        if [*Path().glob("logs/*/checkpoint.keras")]:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        training(scale(), CALLBACKS.LambdaCallback(on_train_batch_begin=stop), learning_rate=0.08)
+    prophet = training(scale(), resume=True, learning_rate=0.08)
+    rates = read_curve(prophet.folder / "train", "learning_rate")
+    assert rates == pytest.approx({1: 0.04, 2: 0.02, 3: 0.01, 4: 0.005})

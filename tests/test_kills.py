@@ -29,16 +29,20 @@ def train_and_kill(draw, moments, **settings):
     return told + rest
 
 
-def kill_many(kills, draw, moments):
-    """Kill new trainings and resumed ones; return how many kills left a checkpoint."""
-    done, runs = 0, {}  # By checkpoint.
+FIFTY = [pytest.param((50, 25, seed, MOMENTS), marks=pytest.mark.long) for seed in (2, 3)]
+
+
+@pytest.mark.parametrize("case", [(2, 0, 1, MOMENTS[3:]), *FIFTY])
+def test_what_comes_after_kills_finds_all_whole(verses, tmp_path, monkeypatch, case):
+    kills, least, seed, moments = case
+    monkeypatch.chdir(tmp_path)
+    draw, done, runs = random.Random(seed), 0, {}  # By checkpoint.
     for _ in range(kills):
         before = read_files(Path())
         path = max(runs, key=lambda path: path.stat().st_mtime_ns, default=None)
         if path and draw.random() < 0.8:
             told = train_and_kill(draw, moments, **GO_ON)
-            going = f"Going on after run {runs[path] - 1} with the model saved in {path}.\n"
-            assert told.startswith(going)
+            assert told.startswith(f"Going on after run {runs[path] - 1} of {path.parent}.\n")
         else:
             told = train_and_kill(draw, moments, **NEW)
             (lock,) = {*Path().rglob("lock")} - {*before}
@@ -58,16 +62,4 @@ def kill_many(kills, draw, moments):
         assert run(resume=True, runs=number + 1, logs=path.parent) == 0
         for half in ("train", "validation"):
             assert [*read_curve(path.parent / half, "loss")] == [*range(1, number + 2)]
-    return done
-
-
-def test_what_comes_after_two_kills_finds_all_whole(verses, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    kill_many(2, random.Random(1), MOMENTS[3:])
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("seed", [2, 3])
-def test_what_comes_after_fifty_kills_finds_all_whole(verses, tmp_path, monkeypatch, seed):
-    monkeypatch.chdir(tmp_path)
-    assert kill_many(50, random.Random(seed), MOMENTS) >= 25
+    assert done >= least

@@ -109,12 +109,8 @@ def measure(settings, seed):
     """Train; return (cross-entropy, accuracy) after each of EPOCHS, and by how they were written
     quatrains, with the SLOR of the samples kept back."""
     with tempfile.TemporaryDirectory() as logs:
-        given = settings.given | {
-            "logs": logs,
-            "runs": 3,
-            "epochs_per_run": EPOCHS[0],
-            "seed": seed,
-        }
+        of_run = {"logs": logs, "runs": 3, "epochs_per_run": EPOCHS[0], "seed": seed}
+        given = settings.given | of_run
         with contextlib.redirect_stdout(sys.stderr):
             prophet = quatrains.train(quatrains.Settings(**given))
         figures = prophet.history.history
@@ -127,7 +123,7 @@ def measure(settings, seed):
         gains = np.log(chances[np.arange(len(targets)), targets]) - prophet.log_frequencies[targets]
         written = {"as it comes": prophet.write(VERSES, seed=seed)}
         for name, changes in OTHERWISE.items():
-            written[name] = prophet.write(VERSES, seed=seed, max_quote=0, **changes)
+            written[name] = prophet.write(VERSES, seed=seed, max_quote=1000, **changes)
     return after, gains.mean(), written
 
 
