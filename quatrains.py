@@ -737,7 +737,7 @@ class Quatrain(NamedTuple):
 
 
 def draw_words(chances: np.ndarray, temperature: float, top_p: float, rng: Generator) -> np.ndarray:
-    """Draw a word for each row of probabilities (float32, rows x words): at a temperature, and from
+    """Draw a word for each row of probabilities (float64, rows x words): at a temperature, and from
     the likeliest only that together have the share `top_p` (nucleus sampling, Holtzman et al.
     2020). Returns the numbers of the words (int64, rows)."""
     chances = (chances / chances.max(1, keepdims=True)) ** (1 / temperature)
