@@ -111,7 +111,8 @@ def check_validation(prophet, epoch, **custom_objects):
     evaluated = model.evaluate(phrases, targets, 20, verbose=0, return_dict=True)
     figures = prophet.history.history
     validated = {name[4:]: figures[name][epoch] for name in figures if name.startswith("val_")}
-    assert validated == pytest.approx(evaluated, rel=1e-4)
+    coarse = model.layers[-1].compute_dtype == "bfloat16"  # Which has 8 bits, graph or eager.
+    assert validated == pytest.approx(evaluated, rel=1e-3 if coarse else 1e-4)
     return model
 
 
