@@ -534,28 +534,28 @@ def report_end(folder: Path):
 def train_runs(prophet: "Prophet"):
     """Train from the run that a prophet is at, by Keras's `fit`."""
     settings, corpus, model = prophet.settings, prophet.corpus, prophet.model
-    train, validation = make_samples(corpus, settings)
-    sizes = f"Train on {len(train[1])} samples, validate on {len(validation[1])} samples"
+    training, validation = make_samples(corpus, settings)
+    sizes = f"Train on {len(training[1])} samples, validate on {len(validation[1])} samples"
     print(settings)
     print(
         f"Corpus: {settings.corpus} has {len(corpus.quatrains):,} quatrains, "
         f"{corpus.counts[1:].sum():,} tokens, {len(corpus.words) - 1:,} distinct words."
     )
     model.summary()
-    model.train_function = compile_training(model, train, settings.batch_size)
+    model.train_function = compile_training(model, training, settings.batch_size)
     size = model.steps_per_execution * settings.batch_size
     first, last = prophet.runs * settings.epochs_per_run, settings.runs * settings.epochs_per_run
 
     @tf.autograph.experimental.do_not_convert
     def draw_order(epoch):
-        numbers = tf.range(len(train[1]))
+        numbers = tf.range(len(training[1]))
         order = tf.random.experimental.stateless_shuffle(numbers, [prophet.seed, epoch])
         return tf.data.Dataset.from_tensor_slices(order).batch(size)
 
     runs = Runs(prophet, sizes)
     model.fit(
         tf.data.Dataset.range(first, last).flat_map(draw_order),
-        steps_per_epoch=math.ceil(len(train[1]) / settings.batch_size),
+        steps_per_epoch=math.ceil(len(training[1]) / settings.batch_size),
         initial_epoch=first,
         epochs=last,
         validation_data=validation[:2],
@@ -616,10 +616,10 @@ class Runs(keras.callbacks.Callback):
         save_checkpoint(prophet)
 
 
-def compile_training(model: keras.Model, train: tuple, batch_size: int):
+def compile_training(model: keras.Model, samples: tuple, batch_size: int):
     """Compile what `fit` calls for each item of its data, which is numbers of samples: some of the
     model's own training steps, with XLA where its `compile` lets it."""
-    data = [tf.constant(array) for array in train]
+    data = [tf.constant(array) for array in samples]
     apply_gradients = model.optimizer.apply_gradients
 
     def apply_dense(pairs):
