@@ -7,28 +7,32 @@
 #     "tensorboard>=2.21,<2.22",
 # ]
 # ///
-"""Learn to write new prophecies in the manner of Nostradamus.
+"""Train a word-level language model on the quatrains of Nostradamus, and generate new ones.
 
-    python quatrains.py                          train, and write five quatrains after every run
-    python quatrains.py --resume                 go on where the last training was stopped
-    python quatrains.py --generate 20            write twenty, without training
-    python quatrains.py --help                   every setting, with its default
-    tensorboard --port 8080 --logdir=logs        watch it
+    python quatrains.py                          train, and generate five quatrains after every run
+    python quatrains.py --resume                 resume from the latest checkpoint
+    python quatrains.py --generate 20            generate twenty quatrains, without training
+    python quatrains.py --help                   list all settings with their defaults
+    tensorboard --port 8080 --logdir=logs        watch the training
 
-A port to TensorFlow and Keras 3 of a system published in 2017, told in the order in which things
-happen. To change the model, edit `build_model`.
+A port to TensorFlow and Keras 3 of Sean Owen's quatrains-rnn (2017). Its sections are cells, in the
+order of use. To change the model, edit `build_model`.
 """
+
+# %% Settings
+# Edit them here, or override them on the command line (--gru-dim 256). --help prints this class.
 
 import argparse
 import contextlib
+import functools
 import importlib.util
 import inspect
 import io
+import itertools
 import json
 import math
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -37,99 +41,105 @@ import time
 import unicodedata
 import zipfile
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from difflib import get_close_matches
-from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
 
-# ==== Settings: edit them and run again, or give them on the command line (--gru-dim 256) ====
-# --help shows this block as it stands. The layers of the model stand in `build_model`.
 
-
-@dataclass(init=False)
+@dataclass
 class Settings:
-    """The settings of a training and of what it writes."""
+    """Settings of training and generation."""
 
-    # True trains on /gpu:0, False on /cpu:0.
+    # Train on /gpu:0 instead of /cpu:0.
     use_gpu: bool = False
-    # "2017" trains as published. "verse" learns whole quatrains: what RECIPES in quatrains.py has
-    # for it wins over the settings here, and the command line wins over both.
-    recipe: str = "2017"
-    # What the training's folder in `logs` is called, after its date; empty: like its recipe.
+    # Name of the experiment's folder in `log_dir`, after its start time. Empty: that of the recipe.
     name: str = ""
-
-    # Numbers in the vector of a word. GloVe has 50, 100, 200 and 300; without it, any size does.
-    embedding_dim: int = 300
-    # Units of the GRU. More of them learn faster, and quote the corpus sooner.
-    gru_dim: int = 128
-    # Part of the GRU's inputs and state that a step hides, or it soon knows the corpus by heart.
-    dropout: float = 0.5
-    # L2 penalty on the GRU's weights, which the losses include. More makes the output tamer.
-    regularization: float = 0.02
-    # Part of the GRU's output that a step hides from the dense layer.
-    dense_dropout: float = 0.0
-    # Tokens that the model sees before it guesses the next one.
-    phrase_len: int = 4
-    # True learns quatrains whole, with their openings and the ends of their lines; False learns
-    # only what follows a whole phrase, as published, and guesses lines afterwards.
-    whole_quatrains: bool = False
-    # True weighs a sample by the square root of its target's count, False weighs all alike.
-    weighted: bool = True
-
-    # Samples a training step.
-    batch_size: int = 512
-    # Step size of RMSprop. High, because the model is small and somebody is watching.
-    learning_rate: float = 0.003
-    # Runs of a training: some epochs each, and then some quatrains. Stop it any time.
-    runs: int = 1000
-    # Epochs a run.
-    epochs_per_run: int = 5
-    # True goes on with the training in `logs` that was saved last.
-    resume: bool = False
-    # None, or a number that makes the training repeat exactly on the same machine.
+    # TensorBoard's log directory. Every experiment has a subfolder with its logs and checkpoint.
+    # To resume or generate from a certain experiment, set this to its subfolder.
+    log_dir: str = "logs"
+    # Random seed. Makes training reproducible on the same machine; None picks one at random.
     seed: int | None = None
+    # Number of runs. A run trains for some epochs, then generates quatrains. Stop at any time.
+    runs: int = 1000
+    # Resume training from the latest checkpoint in `log_dir`.
+    resume: bool = False
+    # Quatrains to generate from the latest checkpoint instead of training. None trains.
+    generate: int | None = None
 
-    # Quatrains written after each run.
+    # Quatrains generated after each run.
     quatrains_per_run: int = 5
-    # Most words of a quatrain. Punctuation counts, and so do the ends of lines.
-    max_words: int = 32
-    # True prints the bare tokens, a quatrain a line; False restores lines, capitals and spacing.
+    # Maximum length of a quatrain in tokens, including the prompt, punctuation and line ends.
+    max_length: int = 32
+    # Print bare tokens, one quatrain per line, instead of formatted verse.
     raw: bool = False
-    # Below 1 the likely words get likelier and the verse tamer, above 1 it gets wilder.
+    # Sampling temperature. Below 1 gives safer text, above 1 wilder text; near 0 repeats itself.
     temperature: float = 1.0
-    # Draws only from the likeliest words that have this share of all probability; 1 from all.
+    # Nucleus sampling: use only the most likely words that add up to this probability. 1 is off.
     top_p: float = 1.0
-    # Words that every quatrain begins with.
-    opening: str = ""
-    # Quatrains drawn for each that is written; the best is kept.
-    drafts: int = 1
-    # Longest run of words that a quatrain may quote from the corpus before others are preferred.
-    max_quote: int = 8
-    # 0 trains. Any other number writes so many quatrains with the training saved last instead.
-    generate: int = 0
+    # Words that every quatrain starts with.
+    prompt: str = ""
+    # Candidates sampled for each line; the best one is kept.
+    best_of: int = 1
+    # Longest quote from the corpus, in words. Candidates that exceed it are kept only if all do.
+    max_quote_len: int = 8
 
-    # Text to learn from: quatrains parted by blank lines or, in a file without them, one a line.
+    # The settings from here on define an experiment: its checkpoint fixes them.
+
+    # Set of overrides from RECIPES in quatrains.py: "2017" (as published) or "verse" (whole
+    # quatrains). The command line overrides the recipe, and the recipe overrides this block.
+    recipe: str = "2017"
+    # Training text: quatrains separated by blank lines or, without blank lines, one per line.
     corpus: str = "data/quatrains.txt"
-    # Word vectors to start from: "none" starts every word at random; "auto" takes glove.6B.zip or
-    # glove.6B.<embedding_dim>d.txt in data/, or else fetches the zip; or the path of such a file.
+    # Initial word vectors: "none" (random), the path of a GloVe file, or "auto", which takes
+    # data/glove.6B.<embedding_dim>d.txt or data/glove.6B.zip, or else downloads the zip.
     glove: str = "auto"
-    # The folder that TensorBoard reads; each training has its own in it, with its checkpoint. To
-    # resume an earlier training, or to write with it, name that one.
-    logs: str = "logs"
+    # Size of the word vectors. GloVe has 50, 100, 200 and 300; without GloVe, any size works.
+    embedding_dim: int = 300
+    # GRU units. More units learn faster, but memorize the corpus sooner.
+    gru_dim: int = 128
+    # Dropout rate of the GRU's inputs and recurrent state. Slows memorization of the corpus.
+    dropout: float = 0.5
+    # L2 penalty on the GRU's weights, included in the losses. Higher values tame the output.
+    regularization: float = 0.02
+    # Dropout rate between the GRU and the dense layer.
+    dense_dropout: float = 0.0
+    # Context length: tokens the model sees to predict the next one.
+    phrase_len: int = 4
+    # Also learn how quatrains begin and where their lines end. If False (as published), train
+    # only on full phrases, and guess line breaks when formatting.
+    whole_quatrains: bool = False
+    # Weight each sample by the square root of its target's count in the corpus.
+    class_weights: bool = True
+    # Compile the training steps with XLA, which makes them faster. Turn it off for a layer that XLA
+    # cannot compile. With `run_eagerly=True` in `compile`, it is off.
+    use_xla: bool = True
+    # Samples per training step, at most.
+    batch_size: int = 512
+    # Step size of RMSprop. High, because the model is small and first results should be quick.
+    learning_rate: float = 0.003
+    # Epochs per run.
+    epochs_per_run: int = 5
 
-    def __init__(self, **given: Any):
-        """Take the file's values, then the recipe's, then those given; InputError if illegal."""
-        recipe = RECIPES.get(given.get("recipe", self.recipe), {})
-        values = asdict(self) | recipe | given
-        for name, value in values.items():
-            check_setting(name, value)
-        vars(self).update(values)
-        self.given = given
+    def __post_init__(self):
+        """Raise UsageError if a value has the wrong type or is out of range."""
+        for field in fields(self):
+            type_, value = field.type, getattr(self, field.name)
+            low, high = int(type_ is int), MAX_VALUES.get(field.name, math.inf)
+            valid = isinstance(value, int | float if type_ is float else type_)
+            valid &= isinstance(value, bool) is (type_ is bool)
+            valid = valid and (isinstance(value, str | None) or low <= value <= high)
+            if not valid:
+                expected = EXPECTED[type_].format(low, high)
+                raise UsageError(f"{field.name} = {value!r} is invalid: expected {expected}")
+        if self.recipe not in RECIPES:
+            raise UsageError(
+                f"recipe = {self.recipe!r} is invalid: expected {' or '.join(RECIPES)}"
+            )
 
 
-# What a recipe sets. An entry more is a recipe more.
+# Settings that each recipe overrides. Add an entry to define a recipe.
 RECIPES = {
     "2017": {},
     "verse": dict(
@@ -137,249 +147,326 @@ RECIPES = {
         dense_dropout=0.5,
         phrase_len=16,
         whole_quatrains=True,
-        weighted=False,
-        max_words=64,
-        temperature=0.8,
-        drafts=16,
+        class_weights=False,
+        max_length=64,
+        temperature=0.88,
+        best_of=40,
     ),
 }
-# Other counts are at least 1, and other numbers at least 0.
-LEAST = {"generate": 0, "temperature": 1e-6, "top_p": 1e-6}
-MOST = {"dropout": 0.99, "dense_dropout": 0.99, "top_p": 1}
-# What may change when a training is resumed. All else is what makes it the training that it is.
-CHANGEABLE = """
-    use_gpu name runs resume logs generate
-    quatrains_per_run max_words raw temperature top_p opening drafts max_quote
-""".split()
+EXPECTED = {
+    bool: "True or False",
+    str: "text",
+    int: "a whole number from {} to {}",
+    int | None: "None or a whole number from {} to {}",
+    float: "a number from {} to {}",
+}
+MAX_VALUES = {"dropout": 0.99, "dense_dropout": 0.99, "top_p": 1, "seed": 2**32 - 1}
+# Settings that may change on resume: those before the recipe.
+CHANGEABLE_ON_RESUME = {
+    *itertools.takewhile(lambda name: name != "recipe", Settings.__annotations__)
+}
 
 
-class InputError(Exception):
-    """A mistake that the user can mend; its text names the setting or file and the way out."""
+class UsageError(Exception):
+    """An error the user can fix. The message names the setting or file and says what to do."""
 
-    def _render_traceback_(self):  # What IPython shows of it.
+    def _render_traceback_(self):  # IPython shows this instead of a traceback.
         return [f"quatrains: {self}"]
 
 
-def check_setting(name: str, value: Any):
-    """Raise InputError where there is no such setting, or its value is illegal."""
-    kind = Settings.__annotations__.get(name)
-    if not kind:
-        raise InputError(f"{name} is no setting: take it out, --help lists all")
-    legal = isinstance(value, kind) or (kind is float and type(value) is int)
-    wanted = inspect.formatannotation(kind)
-    if name == "recipe":
-        legal, wanted = value in RECIPES, f"one of {', '.join(RECIPES)}"
-    elif type(value) in (int, float):
-        low = LEAST.get(name, 1 if kind is int else 0)
-        high = MOST.get(name, 2**32 - 1)
-        legal = legal and low <= value <= high
-        wanted = f"{wanted} from {low} to {high}"
-    if not legal:
-        raise InputError(f"{name} = {value!r} will not do: it must be {wanted}")
+def make_settings(**overrides: Any) -> Settings:
+    """Combine defaults, recipe and overrides; later ones win. Raise UsageError if one is
+    invalid."""
+    return Settings(**RECIPES.get(overrides.get("recipe", Settings.recipe), {}) | overrides)
 
 
-# ==== Command line: read before the imports, which take seconds ====
+# %% Command line and imports
+# Arguments are checked before the imports, which take seconds.
 
-IN_SESSION = "ipykernel" in sys.modules  # In a notebook and its like.
+IN_NOTEBOOK = "ipykernel" in sys.modules  # Or another Jupyter client.
 
 
-def read_command_line(arguments: list) -> Settings:
-    """Read settings such as `--gru-dim 256`; InputError says what is illegal."""
+def read_command_line(arguments: list) -> dict:
+    """Return the settings given as `--gru-dim 256`. Raise UsageError if one is unknown."""
     parser = argparse.ArgumentParser(
-        usage="quatrains.py [--gru-dim 256] [--use-gpu] [--no-weighted] and so on",
         description=inspect.getsource(Settings).partition("    def ")[0],
         formatter_class=argparse.RawDescriptionHelpFormatter,
         argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+        exit_on_error=False,
     )
-    for name, kind in Settings.__annotations__.items():
-        how = {"type": int if name == "seed" else kind}
-        if kind is bool:
-            how = {"action": argparse.BooleanOptionalAction}
-        parser.add_argument(f"--{name.replace('_', '-')}", help=argparse.SUPPRESS, **how)
-    return Settings(**vars(parser.parse_args(arguments)))
+    for field in fields(Settings):
+        kwargs = {"type": int if field.type == int | None else field.type}
+        if field.type is bool:
+            kwargs = {"action": argparse.BooleanOptionalAction}
+        parser.add_argument(f"--{field.name.replace('_', '-')}", help=argparse.SUPPRESS, **kwargs)
+    try:
+        overrides, unknown = parser.parse_known_args(arguments)
+    except argparse.ArgumentError as error:
+        raise UsageError(f"{error} (--help lists all settings)") from None
+    for argument in unknown:
+        similar = find_similar(argument.strip("-").replace("-", "_"), Settings.__annotations__)
+        raise UsageError(f"unknown argument {argument} (similar settings: {similar})")
+    return vars(overrides)
+
+
+def find_similar(word: str, words: Any) -> str:
+    """List the words that are spelled like another one, for error messages."""
+    return ", ".join(get_close_matches(word, words, 3, 0.5)) or "none"
 
 
 @contextlib.contextmanager
-def plain_endings():
-    """Let a mistake, Ctrl-C or the system end the program in one line and with an exit status; in a
-    session it shows that line, and stays."""
+def one_line_errors(*system_errors: type[Exception]):
+    """End with one line and an exit status if the user or the system causes an error, or on Ctrl-C.
+    In a notebook, show the line and keep the kernel. Other errors keep their traceback."""
     try:
         yield
-    except (Exception, KeyboardInterrupt) as error:
-        message, status = str(error), 2
+    except (UsageError, KeyboardInterrupt, OSError, MemoryError, *system_errors) as error:
+        message, status = str(error).partition("\n")[0], 2
         if isinstance(error, KeyboardInterrupt):
             message, status = "stopped", 130
-        elif isinstance(error, OSError | MemoryError) or "tensorflow" in type(error).__module__:
-            # A full disk, no memory, no rights: TensorFlow has errors of its own for these.
-            reason = message.partition("\n")[0]
-            message = f"broke off ({reason}): make room, or mend what else it names"
-        elif not isinstance(error, InputError):
-            raise
-        if IN_SESSION:
-            raise InputError(message) from None
+        elif not isinstance(error, UsageError):
+            message = f"stopped by {message} (check disk space, memory and permissions)"
+        if IN_NOTEBOOK:
+            raise UsageError(message) from None
         print(f"quatrains: {message}", file=sys.stderr)
-        sys.stdout = None  # What it still holds may be what could not be written.
+        sys.stdout = None  # Its buffer may hold what could not be written.
         sys.exit(status)
 
 
+@contextlib.contextmanager
+def silent_stderr():
+    """Hide what libraries write to standard error."""
+    saved_stderr = os.dup(2)
+    with Path(os.devnull).open("w") as null:
+        os.dup2(null.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(saved_stderr, 2)
+            os.close(saved_stderr)
+
+
 def require_packages():
-    """See that the packages are there: a session installs them, else InputError says how."""
-    needed = ("numpy", "tensorflow", "keras", "tensorboard")
-    missing = ", ".join(name for name in needed if not importlib.util.find_spec(name))
-    if not missing:
-        return
+    """Raise UsageError if packages are missing. In a notebook, install them first."""
     command = [sys.executable, "-m", "pip", "install", "-r", "requirements.txt"]
-    if IN_SESSION:
-        print(f"{missing} not installed: installing requirements.txt, which takes minutes.")
-        if subprocess.run(command, check=False).returncode == 0:
-            importlib.invalidate_caches()
-            return
-    raise InputError(f"{missing} not installed: type `{' '.join(command)}` in the script's folder")
+    missing = not all(map(importlib.util.find_spec, ("tensorflow", "tensorboard")))
+    if missing and IN_NOTEBOOK:
+        print("Installing requirements.txt, which takes a few minutes.")
+        missing = subprocess.run(command, check=False).returncode
+        importlib.invalidate_caches()
+    if missing:
+        raise UsageError(f"packages are missing: run `{' '.join(command)}` in the script's folder")
 
 
 if __name__ == "__main__":
-    if not IN_SESSION:
-        if hasattr(signal, "SIGPIPE"):
-            signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # A reader may have read enough.
-        # Each line at once, also into a file; letters that a terminal lacks as question marks.
-        sys.stdout.reconfigure(line_buffering=True, errors="replace")
-    with plain_endings():
-        # In a notebook's cell sys.argv is the kernel's own; %run, like a shell, gives a file its.
-        SETTINGS = read_command_line(sys.argv[1:]) if "__file__" in globals() else Settings()
+    OVERRIDES = {}
+    with one_line_errors():
+        if not IN_NOTEBOOK:
+            if hasattr(signal, "SIGPIPE"):
+                signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # No error when piped into `head`.
+            # Flush every line, also into a file. Replace characters that the terminal lacks by "?".
+            sys.stdout.reconfigure(line_buffering=True, errors="replace")
+        # In a cell, the arguments are the kernel's. Some editors define `__file__` there.
+        if Path(sys.argv[0]).name == Path(globals().get("__file__", "")).name:
+            OVERRIDES = read_command_line(sys.argv[1:])
+        make_settings(**OVERRIDES)
         require_packages()
 
-# ==== TensorFlow and its device ====
-
 os.environ["KERAS_BACKEND"] = "tensorflow"
-os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")  # Or it takes the whole card.
+os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")  # Otherwise it takes all GPU memory.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-stderr = os.dup(2)
-os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # What TensorFlow says in spite of that.
-try:
+with one_line_errors(), silent_stderr():
     import keras
     import numpy as np
     import tensorflow as tf
     from numpy.random import Generator
+    from tensorboard.plugins import projector
     from tensorboard.plugins.hparams import api as hparams
 
     GPUS = tf.config.list_physical_devices("GPU")
-except KeyboardInterrupt:
-    sys.exit(130)
-finally:
-    os.dup2(stderr, 2)
-tf.get_logger().setLevel("ERROR")  # In a session it warns of each new training's graphs.
+tf.get_logger().setLevel("ERROR")  # No retracing warnings in notebooks.
+# AutoGraph would read the source file again, which may have been edited meanwhile.
+graph_function = functools.partial(tf.function, autograph=False)
 
 
 def prepare_device(settings: Settings) -> str:
-    """Name the device to train on; InputError where a GPU is wanted and not seen."""
+    """Return the device to train on. Raise UsageError if a GPU is requested but not found."""
     if not settings.use_gpu:
         return "/cpu:0"
     if not GPUS:
-        raise InputError(
-            "use_gpu = True, but TensorFlow sees no GPU: "
-            'install its driver and "tensorflow[and-cuda]", or set use_gpu = False'
+        raise UsageError(
+            "use_gpu = True, but TensorFlow found no GPU: install the GPU driver and "
+            '"tensorflow[and-cuda]", or set use_gpu = False'
         )
-    if settings.seed is not None:  # A CPU needs no telling.
+    if settings.seed is not None:  # CPU ops are deterministic anyway.
         tf.config.experimental.enable_op_determinism()
     return "/gpu:0"
 
 
-# ==== Corpus: quatrains, tokens, vocabulary ====
+# %% Corpus
 
 BREAK = "<BREAK>"
 PUNCTUATION = ".,;!?"
 SENTENCE_ENDS = ".!?"
-# What the tokenizer of 2017 dropped, and typeset texts' quotation marks, dashes and dots. So no
-# word looks like the end of a line, <LINE1>.
-DROPPED = '"#$%&()*+/:<=>@[\\]^_{|}~`\xab\xbb\u2018\u201a\u201c\u201d\u201e\u2013\u2014\u2026'
-TOKEN = re.compile(rf"[{PUNCTUATION}]|[^\s{re.escape(PUNCTUATION + DROPPED)}]+")
-WORD = re.compile(f"[^<{PUNCTUATION}]")  # Matches no token that is punctuation or ends a line.
+# Characters that the 2017 tokenizer removed, plus typographic quotes, dashes and ellipses. Without
+# `<` and `>`, no word can look like a line-end token such as <LINE1>.
+FILTERS = '"#$%&()*+/:<=>@[\\]^_{|}~`\xab\xbb\u2018\u201a\u201c\u201d\u201e\u2013\u2014\u2026'
+TOKEN = re.compile(rf"[{PUNCTUATION}]|[^\s{re.escape(PUNCTUATION + FILTERS)}]+")
 COMMENT = re.compile(r"^#.*\n?", re.MULTILINE)
-HEADING = re.compile(r"^#.*\b([IVXLCDM]+|\d+)$", re.MULTILINE)  # Starts a new count.
+HEADING = re.compile(r"^#.*\b([IVXLCDM]+|\d+)$", re.MULTILINE)  # Restarts the numbering.
 
 
 class Corpus(NamedTuple):
-    """The quatrains of a corpus, as numbers with texts and as tokens; its words by index, and how
-    often each occurs."""
+    """Quatrains as (number, text) pairs, their tokens, the vocabulary by token ID, and the count of
+    each token (int64)."""
 
     quatrains: list
     tokens: list
-    words: list[str]
+    vocabulary: list
     counts: np.ndarray
 
 
-def read_corpus(path: Path) -> list:
-    """Read the quatrains of a UTF-8 text file, each with its number; InputError if it has none."""
-    quatrains, reason = [], "has no words in it"
+def read_corpus(path: str) -> list:
+    """Read (number, text) pairs from a UTF-8 file. Raise UsageError if unreadable or empty."""
     try:
-        quatrains = split_quatrains(clean(path.read_text(encoding="utf-8-sig")))
-    except OSError as error:
-        reason = f"cannot be read ({error.strerror}), seen from {Path.cwd()}"
-    except UnicodeDecodeError as error:
-        reason = f"is not UTF-8 (see byte {error.start}; iconv converts it)"
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(
+            f"corpus cannot be read from {Path.cwd()} ({error}): set corpus to a UTF-8 text file"
+        ) from None
+    quatrains = split_quatrains(normalize(text))
     if not quatrains:
-        raise InputError(f"corpus {path} {reason}: set corpus to a text file in UTF-8")
+        raise UsageError(f"corpus {path} contains no words: set corpus to another text file")
     return quatrains
 
 
-def clean(text: str) -> str:
-    """Bring a text to one spelling, NFC, without what cannot be seen and spaces around lines. A
-    U+2019 between letters is an apostrophe, else a quotation mark; a U+200B parts words."""
+def normalize(text: str) -> str:
+    """Normalize to NFC, remove invisible characters, and strip lines. U+2019 is an apostrophe
+    between letters and is removed elsewhere; U+200B separates words."""
     text = re.sub(r"[^\S\n]|\u200b", " ", text)
-    # The joiners cannot be seen either, but some scripts are spelt with them.
+    # Keep the zero-width joiners, which some scripts need.
     text = "".join(c for c in text if c.isprintable() or c in "\n\u200c\u200d")
     text = unicodedata.normalize("NFC", text)
     return re.sub(r"(?<!\w)\u2019|\u2019(?!\w)|^ +| +$", "", text, flags=re.MULTILINE)
 
 
 def split_quatrains(text: str) -> list:
-    """Part a cleaned text into its stanzas, or lines if none is blank, each with its number."""
+    """Split a normalized text into (number, stanza) pairs, at blank lines or, without any, by
+    line."""
     gap = "\n\n" if "\n\n" in COMMENT.sub("", text).strip() else "\n"
-    # What stands before the first heading has none.
-    pieces = ["", *HEADING.split(text)]
+    # The text before the first heading, that heading, the text after it, and so on.
+    parts = HEADING.split(text)
     quatrains = []
-    for heading, piece in zip(pieces[::2], pieces[1::2], strict=True):
-        stanzas = filter(tokenize, COMMENT.sub("", piece).split(gap))
+    for heading, part in zip(["", *parts[1::2]], parts[::2], strict=True):
+        stanzas = filter(TOKEN.search, COMMENT.sub("", part).split(gap))
         for number, stanza in enumerate(stanzas, 1):
             quatrains.append((f"{heading}.{number}".lstrip("."), stanza.strip()))
     return quatrains
 
 
-def tokenize(text: str, line_ends: bool = False) -> list[str]:
-    """Split a cleaned text into lower-case tokens, `. , ; ! ?` being tokens of their own, and with
-    `line_ends` also the ends of all lines but the last, by their number."""
-    lines = list(filter(None, map(TOKEN.findall, text.lower().split("\n"))))
+def tokenize(text: str, line_ends: bool = False) -> list:
+    """Split a normalized text into lower-case tokens; `. , ; ! ?` are tokens of their own. With
+    `line_ends`, every line but the last also ends in a numbered token."""
     tokens = []
-    for number, line in enumerate(lines, 1):
-        tokens += line
-        if line_ends and number < len(lines):
+    for number, line in enumerate(filter(TOKEN.search, text.lower().split("\n"))):
+        if line_ends and number:
             tokens.append(f"<LINE{number}>")
+        tokens += TOKEN.findall(line)
     return tokens
 
 
+def only_words(tokens: list) -> list:
+    """Leave out punctuation and line ends."""
+    return [token for token in tokens if token[0] not in f"<{PUNCTUATION}"]
+
+
 def index_corpus(quatrains: list, line_ends: bool = False) -> Corpus:
-    """Number the words by falling frequency, from 1; 0 is the break, which counts once (int64)."""
+    """Assign token IDs by descending frequency, from 1. ID 0 is the break, with a count of 1."""
     tokens = [tokenize(text, line_ends) for _, text in quatrains]
-    ranked = Counter(word for row in tokens for word in row).most_common()
-    words, counts = zip((BREAK, 1), *ranked, strict=True)
-    return Corpus(quatrains, tokens, list(words), np.array(counts))
+    ranked = Counter(token for row in tokens for token in row).most_common()
+    vocabulary, counts = zip((BREAK, 1), *ranked, strict=True)
+    return Corpus(quatrains, tokens, list(vocabulary), np.array(counts))
 
 
-# ==== Samples: what the model is shown, and what it should answer ====
+# %% GloVe
+
+GLOVE_DIMS = (50, 100, 200, 300)
+GLOVE_URL = "https://nlp.stanford.edu/data/glove.6B.zip"
+GLOVE_SHA256 = "617afb2fe6cbd085c235baf7a465b96f4112bd7f7ccb2b2cbd649fed9cbcf2fb"
+WITHOUT_GLOVE = 'set glove = "none" (--glove none)'
 
 
-def cut_phrases(corpus: Corpus, phrase_len: int, whole: bool) -> np.ndarray:
-    """Cut every window of `phrase_len` tokens and the one after them out of each quatrain (int32,
-    samples x phrase_len + 1). With a break before and after it, n tokens give n + 2 - phrase_len
-    windows; `whole` puts a phrase of breaks before it, so that they give n + 1. The windows come
-    in an order at random, in which each target has its place by the corpus alone."""
-    index = {word: number for number, word in enumerate(corpus.words)}
+def find_glove(glove: str, dim: int) -> Path | None:
+    """Return the GloVe file, downloading it if necessary. Return None without GloVe or if the
+    download fails, which it prints."""
+    if glove == "none":
+        return None
+    if glove != "auto":
+        return Path(glove)
+    if dim not in GLOVE_DIMS:
+        raise UsageError(
+            f"embedding_dim must be one of {GLOVE_DIMS} for GloVe: change it, or {WITHOUT_GLOVE}"
+        )
+    for path in (Path(f"data/glove.6B.{dim}d.txt"), Path("data/glove.6B.zip")):
+        if path.exists():
+            return path
+    print(f"GloVe: using Keras's cache, or downloading 862 MB once. To skip it, {WITHOUT_GLOVE}.")
+    socket.setdefaulttimeout(20)  # Seconds without data. Keras sets no timeout.
+    try:
+        # Keras checks the hash each time, so an incomplete file is never used.
+        return Path(keras.utils.get_file("glove.6B.zip", GLOVE_URL, file_hash=GLOVE_SHA256))
+    except Exception as error:  # Keras raises plain exceptions.
+        print(f"\nGloVe: not available ({error}); words are random. To skip it, {WITHOUT_GLOVE}.")
+        return None
+    finally:
+        socket.setdefaulttimeout(None)
+
+
+def read_glove(path: Path, vocabulary: list, embeddings: np.ndarray):
+    """Replace embeddings (float32, vocabulary x dim) of words found in a GloVe file: lines of a
+    word and `dim` numbers, separated by single spaces, or a zip of such files. Print how many.
+    Raise UsageError if the file is malformed or has none of the words."""
+    dim = embeddings.shape[1]
+    unknown = {word.encode(): token_id for token_id, word in enumerate(vocabulary)}
+    try:
+        file = path.open("rb")
+        if path.suffix == ".zip":
+            # Buffered: reading lines from the zip member directly takes three times as long.
+            member = zipfile.ZipFile(file).open(f"glove.6B.{dim}d.txt")  # noqa: SIM115
+            file = io.BufferedReader(member, 2**18)
+        with file:
+            for line in file:
+                word, _, numbers = line.partition(b" ")
+                if word in unknown:
+                    vector = np.array(numbers.split(), np.float32)
+                    if len(vector) != dim:
+                        raise ValueError(f"{word.decode()} has {len(vector)} numbers, not {dim}")
+                    embeddings[unknown.pop(word)] = vector
+        if len(unknown) == len(vocabulary):
+            raise ValueError("none of its words is in the corpus")
+    except Exception as error:  # Malformed files raise many kinds of errors.
+        raise UsageError(
+            f"GloVe file {path} cannot be used ({error}): set glove to another, or {WITHOUT_GLOVE}"
+        ) from None
+    known = f"{len(vocabulary) - len(unknown):,} of {len(vocabulary) - 1:,} words"
+    print(f"GloVe: {path} has {known}; the others are random.")
+
+
+# %% Samples
+
+
+def make_windows(corpus: Corpus, phrase_len: int, whole: bool) -> np.ndarray:
+    """Cut each quatrain into windows of `phrase_len` tokens and the next one (int32, samples x
+    phrase_len + 1). A quatrain of n tokens, between two breaks, gives n + 2 - phrase_len windows.
+    `whole` puts a full phrase of breaks before it, which gives n + 1. The windows are shuffled, in
+    an order that depends only on the corpus."""
+    token_ids = {token: token_id for token_id, token in enumerate(corpus.vocabulary)}
     breaks = [0] * phrase_len
-    row = [*breaks]
-    for tokens in corpus.tokens:
-        row += [index[token] for token in tokens] + breaks
-    windows = np.lib.stride_tricks.sliding_window_view(np.array(row, np.int32), phrase_len + 1)
-    # Of the breaks after a quatrain the first is a target.
+    rows = [[token_ids[token] for token in tokens] + breaks for tokens in corpus.tokens]
+    row = np.concatenate([breaks, *rows]).astype(np.int32)
+    windows = np.lib.stride_tricks.sliding_window_view(row, phrase_len + 1)
+    # Only the first break after a quatrain is a target.
     windows = windows[(windows[:, -2:] > 0).any(1)]
     windows = np.random.default_rng(0).permutation(windows)
     if not whole:
@@ -387,38 +474,36 @@ def cut_phrases(corpus: Corpus, phrase_len: int, whole: bool) -> np.ndarray:
     return windows
 
 
-def make_samples(corpus: Corpus, settings: Settings) -> list[tuple]:
-    """Cut a corpus into samples, 95 % to train on and 5 % to validate with: each phrases (int32,
+def make_samples(corpus: Corpus, settings: Settings) -> list:
+    """Split a corpus into 95% training and 5% validation samples, each a tuple of phrases (int32,
     samples x phrase_len), targets (int32, samples x 1) and weights (float32, samples): the square
-    root of the target's count, or 1. InputError when 5 % would be less than one."""
-    windows = cut_phrases(corpus, settings.phrase_len, settings.whole_quatrains)
+    root of the target's count, or 1. Raise UsageError if there are fewer than 20 samples."""
+    windows = make_windows(corpus, settings.phrase_len, settings.whole_quatrains)
     if len(windows) < 20:
-        raise InputError(
-            f"the corpus gives {len(windows)} samples, too few: set corpus to a longer one"
+        raise UsageError(
+            f"the corpus gives {len(windows)} samples, but needs 20: set corpus to a longer text"
         )
-    weights = np.ones(len(corpus.words))
-    if settings.weighted:
-        weights = np.sqrt(corpus.counts)
+    weights = corpus.counts ** (0.5 if settings.class_weights else 0)
     targets = windows[:, -1]
     samples = windows[:, :-1], targets[:, None], weights[targets].astype(np.float32)
     size = int(0.95 * len(windows))
-    return [tuple(array[part] for array in samples) for part in (slice(size), slice(size, None))]
+    return list(zip(*(np.split(array, [size]) for array in samples), strict=True))
 
 
-# ==== The model: all of it stands here; edit it, and everything follows ====
+# %% Model
+# Edit it here; the rest of the script adapts.
 
 
 def build_model(embeddings: np.ndarray, settings: Settings) -> keras.Model:
-    """Build and compile the model of 2017, Embedding -> GRU -> Dense softmax, and what recipes add.
-    Takes the embedding to start from (words x dim). Any Keras model will do that maps phrases
-    (int32, batch x phrase_len) to the probabilities of the next word (float, batch x words); its
-    loss and metrics are given targets as numbers of words (int32, batch x 1)."""
-    words, dim = embeddings.shape
+    """Build and compile Embedding -> GRU -> Dense softmax, plus what the recipe adds. `embeddings`
+    (vocabulary x dim) are the initial word vectors. Any Keras model works that maps phrases (int32,
+    batch x phrase_len) to next-word probabilities (float, batch x vocabulary). Its loss and metrics
+    get token IDs as targets (int32, batch x 1)."""
+    vocab_size, dim = embeddings.shape
     penalty = keras.regularizers.L2(settings.regularization)
     model = keras.Sequential(name="quatrains")
     model.add(keras.Input((settings.phrase_len,), dtype="int32", name="words"))
-    embedding = keras.layers.Embedding(words, dim)
-    model.add(embedding)
+    model.add(keras.layers.Embedding(vocab_size, dim, weights=embeddings))
     model.add(
         keras.layers.GRU(
             settings.gru_dim,
@@ -427,260 +512,428 @@ def build_model(embeddings: np.ndarray, settings: Settings) -> keras.Model:
             kernel_regularizer=penalty,
             recurrent_regularizer=penalty,
             bias_regularizer=penalty,
-            # A loop over a few words costs more than the words; over many, unrolling does.
+            # Unrolling is faster for short phrases, and slower for long ones.
             unroll=settings.phrase_len <= 8,
-            use_cudnn=False,  # It knows no recurrent dropout, and XLA does not know it.
+            use_cudnn=False,  # cuDNN has no recurrent dropout and does not work with XLA.
             name="GRU",
         )
     )
     if settings.dense_dropout:
         model.add(keras.layers.Dropout(settings.dense_dropout))
-    model.add(keras.layers.Dense(words, activation="softmax"))
-    embedding.set_weights([embeddings])
+    model.add(keras.layers.Dense(vocab_size, activation="softmax"))
     model.compile(
         optimizer=keras.optimizers.RMSprop(settings.learning_rate),
         loss="sparse_categorical_crossentropy",
-        metrics=[
-            keras.metrics.MeanMetricWrapper(sparse_categorical_accuracy, name="acc"),
-        ],
-        jit_compile=True,  # By itself Keras leaves XLA out on a CPU.
-        steps_per_execution=8,  # Each call copies the weights; more save nothing.
+        metrics=[keras.metrics.MeanMetricWrapper(sparse_categorical_accuracy, name="acc")],
     )
     return model
 
 
 def make_callbacks(settings: Settings) -> list:
-    """Return callbacks of Keras's, which act as under `fit`; epochs count through all runs."""
+    """Return Keras callbacks to pass to `fit`. Epochs are counted across all runs."""
     return []
 
 
 def sparse_categorical_accuracy(targets, predicted):
-    """How often the likeliest word is the right one. Keras's own takes an argmax, slow in XLA; of
-    the same name, so that plain Keras loads a checkpoint with its own."""
-    # A softmax's output carries its logits in Keras; the loss needs their maximum, too.
+    """Compute Keras's accuracy (float32, batch) without its argmax, which is slow in XLA."""
+    # Keras saves a function by its name, and a loader without this script finds Keras's own.
+    # Keras attaches the logits to the output of a softmax. The loss needs their maximum anyway.
     logits = getattr(predicted, "_keras_logits", predicted)
     chosen = tf.gather(logits, targets, batch_dims=1)
     return tf.cast(chosen[:, 0] >= tf.reduce_max(logits, -1), tf.float32)
 
 
-def check_model(model: keras.Model, words: int, phrase_len: int):
-    """Try a model on two phrases; InputError when it is not what `build_model` promises."""
-    # A checkpoint of what Keras cannot make anew, such as a Lambda, could be written but not read.
-    with keras.saving.custom_object_scope(globals()):
-        type(model).from_config(model.get_config())
-    phrases = np.zeros((2, phrase_len), np.int32)
-    chances = np.array(model(phrases), np.float32)
-    sums = chances.sum(-1)
-    if chances.shape != (2, words) or chances.min() < 0 or not np.allclose(sums, 1, atol=0.02):
-        raise InputError(
-            f"build_model: two phrases must give (2, {words}) probabilities, each row with the sum "
-            f"1, and give {chances.shape} from {chances.min():.3g} with the sum {sums.max():.3g}"
+def check_model(model: keras.Model, vocab_size: int, phrase_len: int):
+    """Raise UsageError if the model's output is not as `build_model` documents, or Keras's own
+    error if a checkpoint of it could be saved but not loaded."""
+    probs = np.array(model(np.zeros((2, phrase_len), np.int32)), np.float32)
+    if probs.shape != (2, vocab_size) or probs.min() < 0 or abs(probs.sum(1) - 1).max() > 0.02:
+        raise UsageError(
+            f"build_model must turn 2 phrases into (2, {vocab_size}) probabilities, rows summing "
+            f"to 1; got shape {probs.shape}, row sum {probs[0].sum():.3g}"
         )
-    model.test_step((phrases, phrases[:, :1]))  # Builds what it measures.
-    if not model.optimizer.built:
-        model.optimizer.build(model.trainable_variables)
+    saved = keras.saving.serialize_keras_object(model)
+    keras.saving.deserialize_keras_object(saved, custom_objects=globals())
 
 
-# ==== Training: runs of some epochs, and some quatrains after each ====
+# %% Training
+# Runs of several epochs, each followed by new quatrains.
 
 
-def train(settings: Settings) -> "Prophet":
-    """Train and write as the settings say, to the end or, in a session, to an interrupt. Returns
-    what writes quatrains with the model. InputError for what the settings cannot have."""
+def train(**overrides: Any) -> "QuatrainLM":
+    """Train with the settings at the top and overrides, such as `recipe="verse"`. In a notebook,
+    an interrupt ends training and still returns the model. Raise UsageError if the settings do not
+    work."""
+    settings = make_settings(**overrides)
     with tf.device(prepare_device(settings)):
         if settings.resume:
-            prophet = load_checkpoint(find_checkpoint(Path(settings.logs)), settings)
-            print(f"Going on after run {prophet.runs - 1} of {prophet.folder}.")
+            lm = load_checkpoint(settings.log_dir, overrides)
+            if lm.completed_runs >= settings.runs:
+                raise UsageError(
+                    f"{lm.folder} has already completed {lm.completed_runs} runs: increase runs"
+                )
+            print(f"Resuming {lm.folder} after run {lm.completed_runs - 1}.")
+            samples = make_samples(lm.corpus, lm.settings)
         else:
-            prophet = begin_training(settings)
-        with locked(prophet.folder):
+            lm, samples = start_experiment(settings)
+        with locked(lm.folder):
             try:
-                train_runs(prophet)
+                fit_runs(lm, *samples)
             except KeyboardInterrupt:
-                if not IN_SESSION:
+                if not IN_NOTEBOOK:
                     raise
             finally:
-                report_end(prophet.folder)
-        return prophet
+                if (lm.folder / CHECKPOINT).exists():
+                    print(f"\nSaved {lm.folder / CHECKPOINT}, up to the last completed run.")
+                    print("To continue: --resume (resume = True). To generate: --generate 20.")
+                else:
+                    print("\nNothing was saved: the first run was not completed.")
+    return lm
 
 
-def begin_training(settings: Settings) -> "Prophet":
-    """Read the corpus, build the model and, where nothing is amiss, make a folder."""
-    corpus = index_corpus(read_corpus(Path(settings.corpus)), settings.whole_quatrains)
-    make_samples(corpus, settings)  # To hear of a corpus that is too short before GloVe is fetched.
-    seed = settings.seed
-    if seed is None:
-        seed = int.from_bytes(os.urandom(4), "big")
-    embeddings = start_embeddings(corpus.words, settings, np.random.default_rng(seed))
-    keras.utils.clear_session()  # Or a session's second model would have an `embedding_1`.
-    keras.utils.set_random_seed(seed)
+def start_experiment(settings: Settings) -> tuple:
+    """Read the corpus, build the model and create the experiment's folder; return the model and its
+    samples. Raise UsageError if one of them does not work, before GloVe is downloaded."""
+    corpus = index_corpus(read_corpus(settings.corpus), settings.whole_quatrains)
+    vocabulary, dim = corpus.vocabulary, settings.embedding_dim
+    samples = make_samples(corpus, settings)
+    encode_prompt(settings.prompt, vocabulary, settings.max_length)
+    if settings.seed is None:  # Saved with the experiment, so that it can be resumed exactly.
+        settings.seed = int.from_bytes(os.urandom(4), "big")
+    rng = np.random.default_rng(settings.seed)
+    # Random vectors have the spread of GloVe's.
+    embeddings = rng.normal(0, 0.4, (len(vocabulary), dim)).astype(np.float32)
+    check_model(build_model(embeddings, settings), len(vocabulary), settings.phrase_len)
+    glove = find_glove(settings.glove, dim)
+    if glove:
+        read_glove(glove, vocabulary, embeddings)
+    keras.utils.clear_session()  # Otherwise a second model would have an `embedding_1`.
+    keras.utils.set_random_seed(settings.seed)
     model = build_model(embeddings, settings)
-    prophet = Prophet(settings, corpus, model, seed)
-    prophet.folder = make_folder(settings)
-    return prophet
+    start = time.strftime("%y%m%d-%H%M%S")
+    folder = Path(settings.log_dir, f"{start}-{settings.name or settings.recipe}")
+    folder.mkdir(parents=True)
+    return QuatrainLM(settings, corpus, model, folder), samples
 
 
-def report_end(folder: Path):
-    """Say what is kept of a training when it ends; a folder without a checkpoint is removed."""
-    path = folder / "checkpoint.keras"
-    if path.exists():
-        print(f"\n{path} holds the training up to its last whole run.")
-        print("Go on with resume = True (--resume), write with generate = 20 (--generate 20).")
-    else:
-        shutil.rmtree(folder)
-        print("\nNothing is kept, for the first run had not ended.")
-
-
-def train_runs(prophet: "Prophet"):
-    """Train from the run that a prophet is at, by Keras's `fit`."""
-    settings, corpus, model = prophet.settings, prophet.corpus, prophet.model
-    training, validation = make_samples(corpus, settings)
+def fit_runs(lm: "QuatrainLM", training: tuple, validation: tuple):
+    """Train the remaining runs with Keras's `fit`."""
+    settings, corpus, model = lm.settings, lm.corpus, lm.model
     sizes = f"Train on {len(training[1])} samples, validate on {len(validation[1])} samples"
     print(settings)
     print(
         f"Corpus: {settings.corpus} has {len(corpus.quatrains):,} quatrains, "
-        f"{corpus.counts[1:].sum():,} tokens, {len(corpus.words) - 1:,} distinct words."
+        f"{corpus.counts[1:].sum():,} tokens, {len(corpus.vocabulary) - 1:,} distinct words."
     )
     model.summary()
-    model.train_function = compile_training(model, training, settings.batch_size)
-    size = model.steps_per_execution * settings.batch_size
-    first, last = prophet.runs * settings.epochs_per_run, settings.runs * settings.epochs_per_run
-
-    @tf.autograph.experimental.do_not_convert
-    def draw_order(epoch):
-        numbers = tf.range(len(training[1]))
-        order = tf.random.experimental.stateless_shuffle(numbers, [prophet.seed, epoch])
-        return tf.data.Dataset.from_tensor_slices(order).batch(size)
-
-    runs = Runs(prophet, sizes)
-    model.fit(
-        tf.data.Dataset.range(first, last).flat_map(draw_order),
-        steps_per_epoch=math.ceil(len(training[1]) / settings.batch_size),
-        initial_epoch=first,
-        epochs=last,
-        validation_data=validation[:2],
-        validation_batch_size=settings.batch_size,
-        callbacks=[runs, *make_callbacks(settings)],
-        verbose=1 if IN_SESSION or os.isatty(1) else 2,  # Bars where they can move.
-        shuffle=False,
-    )
-    runs.end_run()  # After EarlyStopping has put the best weights back.
+    # Equal calls of equal batches, so that only one function is compiled.
+    batches = len(training[1]) / settings.batch_size
+    calls = math.ceil(batches / STEPS_PER_CALL)
+    steps = math.ceil(batches / calls)
+    first, last = (runs * settings.epochs_per_run for runs in (lm.completed_runs, settings.runs))
+    model.jit_compile &= settings.use_xla  # Keras turns XLA on by itself if there is a GPU.
+    fast = settings.use_xla and not model.run_eagerly
+    with fast_training(model, steps) if fast else contextlib.nullcontext():
+        model.fit(
+            make_dataset(training, calls * steps, first, last, settings.seed),
+            steps_per_epoch=calls * steps,
+            initial_epoch=first,
+            epochs=last,
+            validation_data=validation[:2],
+            validation_batch_size=settings.batch_size,
+            callbacks=[*make_callbacks(settings), RunCallback(lm, sizes)],
+            shuffle=False,  # `make_dataset` does it.
+            verbose=1 if IN_NOTEBOOK or os.isatty(1) else 2,  # Progress bars where they can update.
+        )
 
 
-class Runs(keras.callbacks.Callback):
-    """Ends each run where the next one begins: writes, logs, and saves. Stands first, so that what
-    the user's own callbacks do for the next epoch is not saved with the last one."""
+def make_dataset(samples: tuple, batches: int, first: int, last: int, seed: int) -> tf.data.Dataset:
+    """Return the batches of the epochs from `first` to before `last`, each a tuple of phrases,
+    targets and weights as in `make_samples`. The order depends only on the seed and the epoch. The
+    samples that the last batch lacks are the first ones of the epoch."""
+    count = len(samples[0])
+    size = math.ceil(count / batches)
 
-    def __init__(self, prophet: "Prophet", sizes: str):
+    @graph_function
+    def make_epoch(epoch):
+        order = tf.random.experimental.stateless_shuffle(tf.range(count), [seed, epoch])
+        rows = tf.reshape(tf.concat([order, order], 0)[: batches * size], (batches, size))
+        return tf.data.Dataset.from_tensor_slices(tuple(tf.gather(a, rows) for a in samples))
+
+    # Its autotuner can delay the end of the process by 18 seconds after Ctrl-C.
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return tf.data.Dataset.range(first, last).flat_map(make_epoch).with_options(options)
+
+
+class RunCallback(keras.callbacks.ProgbarLogger):
+    """Progress bar that also logs each epoch, and ends each run with quatrains and a checkpoint. It
+    comes last, so that what other callbacks change at the end of an epoch is saved with it."""
+
+    def __init__(self, lm: "QuatrainLM", sizes: str):
         super().__init__()
-        self.prophet, self.sizes = prophet, sizes
-        # Kept, because two files of the same second in a folder would be read out of order.
-        self.writers = {}
-        for place in ("", "train", "validation"):
-            self.writers[place] = tf.summary.create_file_writer(str(prophet.folder / place))
-
-    def on_train_begin(self, logs=None):
-        """Log what is trained."""
-        self.prophet.history = self.model.history
-        if not self.prophet.runs:
-            log_training(self.writers[""], self.prophet)
+        self.lm, self.sizes = lm, sizes
+        # Kept open: TensorBoard misorders event files that were created in the same second.
+        self.writers = {
+            half: tf.summary.create_file_writer(str(lm.folder / half))
+            for half in ("", "train", "validation")
+        }
+        if not lm.completed_runs:
+            log_experiment(self.writers[""], lm)
 
     def on_epoch_begin(self, epoch, logs=None):
-        """Begin a run, or go on with it, by dropouts that repeat exactly."""
-        run, trained = divmod(epoch, self.prophet.settings.epochs_per_run)
-        if run > self.prophet.runs:
-            self.end_run()
+        """Print the start of a run, and reseed dropout."""
+        run, trained = divmod(epoch, self.lm.settings.epochs_per_run)
         if not trained:
             print(f"\nRun {run}\n{self.sizes}")
-        # Keras does not save on what the masks of its dropouts hang, so it is drawn anew.
-        rng = np.random.default_rng([self.prophet.seed, epoch, 2])
+        super().on_epoch_begin(epoch)
+        # Keras does not save the state of dropout, so it depends on the seed and the epoch.
+        rng = np.random.default_rng([self.lm.settings.seed, epoch, 2])
         for variable in self.model.non_trainable_variables:
             if variable.name == "seed_generator_state":
                 variable.assign(rng.integers(2**32, size=2, dtype=np.uint32))
 
     def on_epoch_end(self, epoch, logs=None):
-        """Log the figures, unless there are none any more."""
-        if not np.isfinite(logs.get("val_loss", 0)):
-            raise InputError("val_loss is no number any more: lower learning_rate, and train again")
+        """Log the metrics. Raise UsageError if the validation loss is not finite."""
+        super().on_epoch_end(epoch, logs)
+        if not np.isfinite(logs["val_loss"]):
+            raise UsageError("val_loss is not finite: lower learning_rate and train again")
         log_epoch(self.writers, self.model, epoch, logs)
+        if (epoch + 1) % self.lm.settings.epochs_per_run == 0 and not self.model.stop_training:
+            self.end_run()
+
+    def on_train_end(self, logs=None):
+        """End a run that was stopped early. EarlyStopping has restored the best weights by now."""
+        if self.model.stop_training:
+            self.end_run()
 
     def end_run(self):
-        """Write quatrains, log them, and save the training."""
-        prophet, settings = self.prophet, self.prophet.settings
-        prophet.runs += 1
-        written = prophet.write(settings.quatrains_per_run, seed=[prophet.seed, prophet.runs, 1])
+        """Generate quatrains, log them, and save a checkpoint."""
+        lm, settings = self.lm, self.lm.settings
+        lm.completed_runs += 1
+        seed = [settings.seed, lm.completed_runs, 1]
+        quatrains = lm.generate(settings.quatrains_per_run, seed)
         print()
-        print(*written, sep="\n" if settings.raw else "\n\n")
-        print(f"\n{report_quotes(written)}")
-        log_run(self.writers, prophet, written)
-        save_checkpoint(prophet)
+        print(*quatrains, sep="\n" if settings.raw else "\n\n")
+        print(f"\n{report_quotes(quatrains)}")
+        log_run(self.writers, lm, quatrains)
+        save_checkpoint(lm)
 
 
-def compile_training(model: keras.Model, samples: tuple, batch_size: int):
-    """Compile what `fit` calls for each item of its data, which is numbers of samples: some of the
-    model's own training steps, with XLA where its `compile` lets it."""
-    data = [tf.constant(array) for array in samples]
-    apply_gradients = model.optimizer.apply_gradients
-
-    def apply_dense(pairs):
-        # As in 2017: Keras 3 squares apart the parts of a word that a batch has twice.
-        apply_gradients([(g if g is None else tf.convert_to_tensor(g), v) for g, v in pairs])
-
-    # AutoGraph is off in all graphs: it reads the source again, which may have been edited.
-    @tf.function(autograph=False)
-    def train_step(numbers):
-        with (
-            mock.patch.object(model.optimizer, "apply_gradients", apply_dense),
-            mock.patch.object(tf.nn.experimental, "stateless_dropout", hash_dropout),
-        ):
-            model.train_step(tuple(tf.gather(array, numbers) for array in data))
-
-    @tf.function(jit_compile=model.jit_compile, autograph=False)
-    def train_steps(batches, steps):
-        def advance(step):
-            train_step(batches[step])
-            return step + 1
-
-        tf.while_loop(lambda step: step < steps, advance, [0])
-
-    def train_function(iterator):
-        numbers = next(iterator).numpy()
-        steps, rest = divmod(len(numbers), batch_size)
-        if steps:
-            # Of one shape, so that it is compiled once; only so many steps of it are taken.
-            batches = np.resize(numbers, (model.steps_per_execution, batch_size))
-            train_steps(batches, np.int32(steps))
-        if rest:
-            train_step(numbers[-rest:])
-        return model.get_metrics_result()
-
-    return train_function
+# %% Generation
 
 
-# ==== Verse: four lines, capitals, punctuation closed up ====
+class Quatrain(NamedTuple):
+    """A generated quatrain, its longest quote from the corpus, the number of the quoted quatrain,
+    and its SLOR score."""
+
+    tokens: list
+    text: str
+    quote: list
+    source: str
+    slor: float
+
+    def __str__(self) -> str:
+        """Return the text."""
+        return self.text
 
 
-def learn_capitals(quatrains: list) -> dict:
-    """Learn from quatrains how each word is usually written. A capital means something only where a
-    word starts neither a line nor a sentence."""
+class Draft(NamedTuple):
+    """A quatrain in the making: its token IDs, with the prompt, and of each sampled token log
+    p(token | phrase) - log p(token), at temperature 1."""
+
+    token_ids: list
+    log_ratios: list
+
+
+@dataclass(eq=False)
+class QuatrainLM:
+    """A trained language model that generates quatrains, with all that is needed to resume its
+    training."""
+
+    settings: Settings
+    corpus: Corpus
+    model: keras.Model
+    folder: Path
+    completed_runs: int = 0
+
+    def __post_init__(self):
+        """Check the prompt, collect corpus statistics, and compile predictions."""
+        corpus, settings = self.corpus, self.settings
+        encode_prompt(settings.prompt, corpus.vocabulary, settings.max_length)
+        self.casing = learn_casing(corpus.quatrains)
+        self.usual_form = Counter(map(verse_form, corpus.tokens)).most_common(1)[0][0]
+        self.log_unigram_probs = np.log(corpus.counts / corpus.counts.sum())
+        # Quotes are compared without punctuation.
+        self.corpus_text = "\n".join(f" {' '.join(only_words(row))} " for row in corpus.tokens)
+        self.predict = graph_function(self.model, reduce_retracing=True)
+
+    def generate(self, count: int = 5, seed: Any = None, **overrides: Any) -> list:
+        """Generate quatrains line by line, each line the best of its candidates. Overrides are
+        settings such as `temperature`, `top_p`, `best_of`, `prompt` and `max_quote_len`; the same
+        `seed` gives the same quatrains. Raise UsageError if an override is invalid."""
+        settings = make_settings(**asdict(self.settings) | overrides)
+        prompt = encode_prompt(settings.prompt, self.corpus.vocabulary, settings.max_length)
+        rng = np.random.default_rng(seed)
+        size = max(1, 1000 // settings.best_of)  # About 1,000 candidates at once, to limit memory.
+        quatrains, drafts = [], [Draft(prompt, [])] * count
+        while drafts:
+            batch, drafts = drafts[:size], drafts[size:]
+            for candidates in self.sample_lines(batch, settings, rng):
+                draft = self.choose_line(candidates, settings.max_quote_len)
+                if draft.token_ids[-1] and len(draft.token_ids) < settings.max_length:
+                    drafts.append(draft)
+                else:
+                    quatrains.append(self.make_quatrain(draft, settings.raw))
+        return quatrains
+
+    def sample_lines(self, drafts: list, settings: Settings, rng: Generator) -> list:
+        """Continue each draft to the end of its line or of the quatrain, or to `max_length`. Return
+        a list of `best_of` candidates for each."""
+        size, best_of = settings.phrase_len, settings.best_of
+        active = lines = [
+            Draft([*ids], [*ratios]) for ids, ratios in drafts for _ in range(best_of)
+        ]
+        while active:
+            phrases = np.array([([0] * size + ids)[-size:] for ids, _ in active], np.int32)
+            probs = np.array(self.predict(phrases))
+            probs[~phrases.any(1), 0] = 0  # No quatrain is empty.
+            sampled = sample_words(probs, settings.temperature, settings.top_p, rng)
+            log_probs = np.log(probs[range(len(active)), sampled])
+            log_ratios = log_probs - self.log_unigram_probs[sampled]
+            for draft, token_id, log_ratio in zip(
+                active, sampled.tolist(), log_ratios, strict=True
+            ):
+                draft.token_ids.append(token_id)
+                if token_id:
+                    draft.log_ratios.append(log_ratio)
+            active = [
+                draft
+                for draft in active
+                if not self.corpus.vocabulary[draft.token_ids[-1]].startswith("<")
+                and len(draft.token_ids) < settings.max_length
+            ]
+        return [lines[start : start + best_of] for start in range(0, len(lines), best_of)]
+
+    def choose_line(self, candidates: list, max_quote_len: int) -> Draft:
+        """Return the best candidate: first those within `max_quote_len`, then those that can have
+        the corpus's usual form, then by SLOR."""
+
+        def rank(draft):
+            tokens = self.decode(draft)
+            form = verse_form(tokens)
+            fits = form == self.usual_form
+            if draft.token_ids[-1]:  # The quatrain is not over.
+                fits = form[0] < self.usual_form[0] and tokens[-1] == f"<LINE{form[0]}>"
+            return fits, np.mean(draft.log_ratios or 0)
+
+        if len(candidates) == 1:
+            return candidates[0]
+        ranked = sorted(candidates, key=rank, reverse=True)
+        quotes = (longest_quote(self.decode(draft), self.corpus_text) for draft in ranked)
+        short = (len(quote) <= max_quote_len for quote in quotes)
+        return next(itertools.compress(ranked, short), ranked[0])
+
+    def decode(self, draft: Draft) -> list:
+        """Return the tokens of a draft, without its break."""
+        return [self.corpus.vocabulary[token_id] for token_id in draft.token_ids if token_id]
+
+    def make_quatrain(self, draft: Draft, raw: bool) -> Quatrain:
+        """Make a `Quatrain`: format its text, and find its longest quote. SLOR (syntactic log-odds
+        ratio) is the mean log ratio (Pauls & Klein 2012; Lau, Clark & Lappin 2017)."""
+        tokens = self.decode(draft)
+        quote = longest_quote(tokens, self.corpus_text)
+        before = self.corpus_text.partition(f" {' '.join(quote)} ")[0]
+        source = self.corpus.quatrains[before.count("\n")][0] if quote else ""
+        text = " ".join(tokens) if raw else format_verse(tokens, self.casing)
+        return Quatrain(tokens, text, quote, source, float(np.mean(draft.log_ratios or 0)))
+
+
+def encode_prompt(prompt: str, vocabulary: list, max_length: int) -> list:
+    """Convert a prompt to token IDs. Raise UsageError if a word is not in the corpus."""
+    tokens = tokenize(normalize(prompt))
+    for token in tokens:
+        if token not in vocabulary:
+            similar = find_similar(token, vocabulary)
+            raise UsageError(
+                f"prompt has {token!r}, which is not in the corpus (similar: {similar})"
+            )
+    if len(tokens) >= max_length:
+        raise UsageError(f"prompt has {len(tokens)} tokens: shorten it, or increase max_length")
+    return [vocabulary.index(token) for token in tokens]
+
+
+def sample_words(probs: np.ndarray, temperature: float, top_p: float, rng: Generator) -> np.ndarray:
+    """Sample a token ID for each row of probabilities (float32, rows x vocabulary), with
+    temperature and nucleus (top-p) sampling (Holtzman et al. 2020). Returns int64 (rows)."""
+    weights = probs / probs.max(1, keepdims=True)
+    if temperature != 1:
+        weights **= 1 / max(temperature, 1e-6)
+    if top_p < 1:
+        ranked = -np.sort(-weights, 1)
+        needed = ranked.cumsum(1) - ranked <= top_p * ranked.sum(1, keepdims=True)
+        weights[weights < np.where(needed, ranked, np.inf).min(1, keepdims=True)] = 0
+    sums = weights.cumsum(1)
+    return (sums <= rng.random((len(sums), 1), np.float32) * sums[:, -1:]).sum(1)
+
+
+def longest_quote(tokens: list, corpus_text: str) -> list:
+    """Find the longest sequence of words, whatever punctuation and line ends are between them, that
+    occurs in a text (one space-padded quatrain per line)."""
+    words, quote, start = only_words(tokens), [], 0
+    for end in range(1, len(words) + 1):
+        while start < end and f" {' '.join(words[start:end])} " not in corpus_text:
+            start += 1
+        quote = max(quote, words[start:end], key=len)
+    return quote
+
+
+def report_quotes(quatrains: list) -> str:
+    """Describe the longest quote."""
+    longest = max(quatrains, key=lambda quatrain: len(quatrain.quote))
+    words = " ".join(longest.quote)
+    return f'Longest quote: {len(longest.quote)} words, "{words}" ({longest.source}).'
+
+
+def generate_from_checkpoint(**overrides: Any) -> QuatrainLM:
+    """Generate quatrains from the latest checkpoint, and print its path to standard error. Return
+    the model. Raise UsageError if settings do not work."""
+    settings = make_settings(**overrides)
+    with tf.device(prepare_device(settings)):
+        lm = load_checkpoint(settings.log_dir, overrides)
+        quatrains = lm.generate(settings.generate, settings.seed)
+    print(*quatrains, sep="\n" if lm.settings.raw else "\n\n")
+    print(f"\nFrom {lm.folder / CHECKPOINT}. {report_quotes(quatrains)}", file=sys.stderr)
+    return lm
+
+
+# %% Verse
+# Lines, capitals and punctuation.
+
+
+def learn_casing(quatrains: list) -> dict:
+    """Map each lower-case word to its usual capitalization. Words at the start of a line or
+    sentence do not count."""
     forms = Counter()
     for line in "\n".join(text for _, text in quatrains).split("\n"):
         words = TOKEN.findall(line)
-        forms.update(word for before, word in pairwise(words) if before not in SENTENCE_ENDS)
-    # The most frequent form of a word comes last, and stays.
+        forms.update(
+            word for before, word in itertools.pairwise(words) if before not in SENTENCE_ENDS
+        )
+    # The most frequent form comes last and overwrites the others.
     return {form.lower(): form for form, _ in reversed(forms.most_common())}
 
 
-def part_lines(tokens: list, capitals: dict) -> list:
-    """Part tokens into the lines whose ends are among them, as words with capitals and with their
-    punctuation. Punctuation starts no line, and of several marks in a row the last stands."""
+def split_lines(tokens: list, casing: dict) -> list:
+    """Split tokens into lines at line-end tokens; capitalize words and attach punctuation. Drop
+    punctuation at the start of a line, and keep the last of several marks in a row."""
     lines, starts_sentence = [[]], True
     for token in tokens:
         line = lines[-1]
         if token.startswith("<"):
             lines.append([])
         elif token not in PUNCTUATION:
-            word = capitals.get(token, token)
+            word = casing.get(token, token)
             line.append(capitalize(word) if starts_sentence else word)
             starts_sentence = False
         elif line:
@@ -689,486 +942,240 @@ def part_lines(tokens: list, capitals: dict) -> list:
     return [line for line in lines if line]
 
 
-def guess_lines(words: list) -> list:
-    """Part words, with their punctuation, into four lines of like length, or fewer where there are
-    fewer words. In letters: a pause at its end makes up for two words of imbalance."""
-    letters = [0, *accumulate(len(word) + 1 for word in words)]
+def wrap_lines(words: list) -> list:
+    """Split words into four lines of similar length, or fewer if there are fewer words. Ending a
+    line at punctuation is worth 10 characters of imbalance."""
+    ends = np.cumsum([len(word) + 1 for word in words])
+    bonus = [10 * (word[-1] in PUNCTUATION) for word in words]
     cuts = [0]
     for quarter in (1, 2, 3):
-        ideal = letters[-1] * quarter / 4
-        rated = []
-        for place in range(cuts[-1] + 1, len(words) - 3 + quarter):
-            pause = 10 if words[place - 1][-1] in PUNCTUATION else 0
-            rated.append((abs(letters[place] - ideal) - pause, place))
-        if rated:
-            cuts.append(min(rated)[1])
-    return [words[start:end] for start, end in pairwise([*cuts, len(words)])]
+        costs = abs(ends - ends[-1] * quarter / 4) - bonus
+        costs = costs[cuts[-1] : len(words) - 4 + quarter]
+        if costs.size:
+            cuts.append(cuts[-1] + 1 + costs.argmin())
+    return [words[start:end] for start, end in itertools.pairwise([*cuts, len(words)])]
 
 
-def format_verse(tokens: list, capitals: dict) -> str:
-    """Restore tokens to verse: spacing, capitals of names, sentences and lines. Where no ends of
-    lines are among them, four lines of like length are guessed."""
-    lines = part_lines(tokens, capitals)
+def format_verse(tokens: list, casing: dict) -> str:
+    """Format tokens as verse, with lines, spacing and capitals. Without line-end tokens, split the
+    text into four lines of similar length."""
+    lines = split_lines(tokens, casing)
     if len(lines) == 1:
-        lines = guess_lines(lines[0])
+        lines = wrap_lines(lines[0])
     return "\n".join(capitalize(" ".join(line)) for line in lines)
 
 
 def capitalize(text: str) -> str:
-    """Put the first letter in title case, which some letters have beside upper case."""
+    """Put the first letter in title case, which differs from upper case for digraphs."""
     return text[:1].title() + text[1:]
 
 
-# ==== Writing: what a trained model is good for ====
+def verse_form(tokens: list) -> tuple[int, bool]:
+    """Return the number of lines, and whether the last token ends a sentence."""
+    return len(split_lines(tokens, {})), bool(tokens) and tokens[-1] in SENTENCE_ENDS
 
 
-class Quatrain(NamedTuple):
-    """A new quatrain, its score, and the longest quote from the corpus in it, from `source`."""
+# %% Checkpoint
+# All that is needed to resume, in one file.
 
-    tokens: list[str]
-    verse: str
-    quote: list[str]
-    source: str
-    slor: float
-
-    def __str__(self) -> str:
-        """Give the verse, for print."""
-        return self.verse
+CHECKPOINT = "checkpoint.keras"
 
 
-def draw_words(chances: np.ndarray, temperature: float, top_p: float, rng: Generator) -> np.ndarray:
-    """Draw a word for each row of probabilities (float64, rows x words): at a temperature, and from
-    the likeliest only that together have the share `top_p` (nucleus sampling, Holtzman et al.
-    2020). Returns the numbers of the words (int64, rows)."""
-    chances = (chances / chances.max(1, keepdims=True)) ** (1 / temperature)
-    chances /= chances.sum(1, keepdims=True)
-    if top_p < 1:
-        ranked = -np.sort(-chances, 1)
-        needed = ranked.cumsum(1) - ranked < top_p
-        least = np.where(needed, ranked, 1).min(1, keepdims=True)
-        chances[chances < least] = 0
-    sums = chances.cumsum(1)
-    return (sums <= rng.random((len(sums), 1)) * sums[:, -1:]).sum(1)
+def save_checkpoint(lm: QuatrainLM):
+    """Save the model and the state of training. A crash leaves the old or the new file intact."""
+    new = lm.folder / "unfinished.keras"
+    lm.model.save(new)
+    state = {"settings": asdict(lm.settings), "quatrains": lm.corpus.quatrains}
+    state["completed_runs"] = lm.completed_runs
+    with zipfile.ZipFile(new, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("quatrains.json", json.dumps(state))
+    with new.open("rb+") as file:
+        os.fsync(file.fileno())
+    new.replace(lm.folder / CHECKPOINT)
 
 
-def longest_quote(words: list[str], source: str) -> list[str]:
-    """Find the longest run of words that stands in a source; ` a b \n c ` is one of two texts."""
-    quote, start = [], 0
-    for end in range(1, len(words) + 1):
-        while start < end and f" {' '.join(words[start:end])} " not in source:
-            start += 1
-        quote = max(quote, words[start:end], key=len)
-    return quote
-
-
-def look_up(opening: str, words: list[str], max_words: int) -> list[int]:
-    """Turn opening words into numbers; InputError names those that the corpus has not."""
-    tokens = tokenize(clean(opening))
-    for token in tokens:
-        if token not in words:
-            near = ", ".join(get_close_matches(token, words, 3, 0.5)) or "nothing"
-            raise InputError(f"opening has {token!r}, which the corpus lacks (near it: {near})")
-    if len(tokens) >= max_words:
-        raise InputError(f"opening has {len(tokens)} words: set max_words to more, or cut it")
-    return [words.index(token) for token in tokens]
-
-
-def form_of(tokens: list) -> tuple:
-    """How many lines a quatrain has, and whether it ends a sentence."""
-    return len(part_lines(tokens, {})), bool(tokens) and tokens[-1] in SENTENCE_ENDS
-
-
-@dataclass(eq=False)
-class Prophet:
-    """A trained model that writes quatrains, and all that its training needs to go on: its folder,
-    its seed, and how many runs it has."""
-
-    settings: Settings
-    corpus: Corpus
-    model: keras.Model
-    seed: int
-    folder: Path | None = None
-    runs: int = 0
-    history: keras.callbacks.History | None = None  # As `fit` returns it.
-    quoted: int = 0  # Words in the longest quote of what was drafted last.
-
-    def __post_init__(self):
-        """Check what it is given, learn from the corpus what writing needs, compile predictions."""
-        settings, corpus, model = self.settings, self.corpus, self.model
-        look_up(settings.opening, corpus.words, settings.max_words)
-        check_model(model, len(corpus.words), settings.phrase_len)
-        self.capitals = learn_capitals(corpus.quatrains)
-        self.form = Counter(map(form_of, corpus.tokens)).most_common(1)[0][0]
-        self.log_frequencies = np.log(corpus.counts / corpus.counts.sum())
-        # For quotes, which are such whatever punctuation stands between their words.
-        rows = [" ".join(filter(WORD.match, tokens)) for tokens in corpus.tokens]
-        self.source = "\n".join(f" {row} " for row in rows)
-        self.predict = tf.function(model, reduce_retracing=True, autograph=False)
-
-    def write(self, count: int = 5, seed: Any = None, **changes: Any) -> list[Quatrain]:
-        """Write quatrains as the settings say, or with changes to them, such as `temperature`,
-        `top_p`, `drafts`, `opening` and `max_quote`; a `seed` repeats them exactly. Each is the
-        best of its drafts: those that quote no more than `max_quote` come first, then those in the
-        corpus's form, then those of a higher SLOR. What is empty or quotes too much is drafted
-        again; after ten times a quatrain, what is empty is left out, and a quote is let pass."""
-        settings = Settings(**asdict(self.settings) | changes)
-        start = look_up(settings.opening, self.corpus.words, settings.max_words)
-        rng = np.random.default_rng(seed)
-
-        def rate(draft):
-            quotes_little = len(draft.quote) <= settings.max_quote
-            return quotes_little, form_of(draft.tokens) == self.form, draft.slor
-
-        written, rejected, self.quoted = [], 0, 0
-        while len(written) < count:
-            # A thousand drafts at once, for memory's sake.
-            some = min(count - len(written), max(1, 1000 // settings.drafts))
-            drafts = self.draw(some * settings.drafts, start, settings, rng)
-            for number in range(some):
-                best = max(drafts[number::some], key=rate)
-                if 0 < len(best.quote) <= settings.max_quote or rejected == 10 * count:
-                    written.append(best)
-                else:
-                    rejected += 1
-        return [quatrain for quatrain in written if quatrain.tokens]
-
-    def draw(
-        self, count: int, start: list[int], settings: Settings, rng: Generator
-    ) -> list[Quatrain]:
-        """Draw quatrains: an all-break phrase and a start, then words, to a break or `max_words`.
-        Their SLOR is the mean of log p(word | phrase) - log p(word), at temperature 1 (Pauls &
-        Klein 2012; Lau, Clark & Lappin 2017)."""
-        length = settings.phrase_len
-        rows = np.zeros((count, length + settings.max_words), np.int32)
-        rows[:, length : length + len(start)] = start
-        gains, going = np.zeros(rows.shape), np.arange(count)
-        for place in range(length + len(start), rows.shape[1]):
-            chances = np.array(self.predict(rows[going, place - length : place]), np.float64)
-            drawn = draw_words(chances, settings.temperature, settings.top_p, rng)
-            rows[going, place] = drawn
-            likelihoods = np.log(chances[np.arange(len(going)), drawn])
-            gains[going, place] = likelihoods - self.log_frequencies[drawn]
-            going = going[drawn > 0]
-            if not going.size:
-                break
-        quatrains = []
-        for row, gain in zip(rows, gains, strict=True):
-            tokens = [self.corpus.words[word] for word in row if word]
-            slor = gain[row > 0].sum() / max(1, len(tokens) - len(start))
-            quatrains.append(self.describe(tokens, slor, settings.raw))
-        return quatrains
-
-    def describe(self, tokens: list[str], slor: float, raw: bool) -> Quatrain:
-        """Make a quatrain of its tokens and its score: restore its verse, look for its quote."""
-        quote = longest_quote(list(filter(WORD.match, tokens)), self.source)
-        self.quoted = max(self.quoted, len(quote))
-        before = self.source.partition(f" {' '.join(quote)} ")[0]
-        source = self.corpus.quatrains[before.count("\n")][0] if quote else ""
-        verse = " ".join(tokens) if raw else format_verse(tokens, self.capitals)
-        return Quatrain(tokens, verse, quote, source, slor)
-
-
-def report_quotes(written: list) -> str:
-    """Say which quote is the longest."""
-    if not written:
-        return "All that was drawn is empty."
-    longest = max(written, key=lambda quatrain: len(quatrain.quote))
-    words = " ".join(longest.quote)
-    return f'Longest quote: {len(longest.quote)} words, "{words}" ({longest.source}).'
-
-
-def generate(settings: Settings) -> Prophet:
-    """Write with the training saved last, without training; say on standard error which that is.
-    Returns what wrote."""
-    path = find_checkpoint(Path(settings.logs))
-    with tf.device(prepare_device(settings)):
-        prophet = load_checkpoint(path, settings)
-        written = prophet.write(settings.generate, settings.seed)
-    print(*written, sep="\n" if settings.raw else "\n\n")
-    print(f"\nFrom {path}. {report_quotes(written)}", file=sys.stderr)
-    return prophet
-
-
-# ==== GloVe: vectors that already know something of the words ====
-
-GLOVE_DIMS = (50, 100, 200, 300)
-GLOVE_URL = "https://nlp.stanford.edu/data/glove.6B.zip"
-GLOVE_SHA256 = "617afb2fe6cbd085c235baf7a465b96f4112bd7f7ccb2b2cbd649fed9cbcf2fb"
-WITHOUT_GLOVE = 'glove = "none" (--glove none) to go without'
-
-
-def start_embeddings(words: list[str], settings: Settings, rng: Generator) -> np.ndarray:
-    """Make the embedding that training starts from (float32, words x dim), and say how: GloVe's own
-    vectors of the words that the setting's file knows, and normal ones with GloVe's spread."""
-    dim = settings.embedding_dim
-    embeddings = rng.normal(0, 0.4, (len(words), dim)).astype(np.float32)
-    path = find_glove(settings.glove, dim)
-    if path:
-        known = read_glove(path, words, embeddings)
-        print(
-            f"GloVe: {path} knows {known:,} of {len(words) - 1:,} words; the others start random."
+def load_checkpoint(log_dir: str, overrides: dict) -> QuatrainLM:
+    """Load the latest checkpoint in a folder and its subfolders. Raise UsageError if there is none,
+    if it is unreadable, or if the overrides contradict it."""
+    found = Path(log_dir).rglob(CHECKPOINT)
+    path = max(found, key=lambda path: path.stat().st_mtime_ns, default=None)
+    if not path:
+        raise UsageError(
+            f"{log_dir} has no checkpoint: train first, or set log_dir to an experiment's folder"
         )
-    return embeddings
-
-
-def find_glove(glove: str, dim: int) -> Path | None:
-    """Find the file that `glove` names, or fetch it, once; None without, and where it cannot be
-    had, which it says."""
-    if glove == "none":
-        return None
-    if glove != "auto":
-        return Path(glove)
-    if dim not in GLOVE_DIMS:
-        raise InputError(
-            f"GloVe needs an embedding_dim among {GLOVE_DIMS}: set it, or {WITHOUT_GLOVE}"
-        )
-    for path in (Path(f"data/glove.6B.{dim}d.txt"), Path("data/glove.6B.zip")):
-        if path.exists():
-            return path
-    print(f"GloVe: out of Keras's cache, or else fetched, 862 MB, this once; {WITHOUT_GLOVE}.")
-    socket.setdefaulttimeout(20)  # Seconds without a byte; Keras sets none of its own.
     try:
-        # Keras checks the hash of the whole file each time, so that none cut short is ever read.
-        return Path(keras.utils.get_file("glove.6B.zip", GLOVE_URL, file_hash=GLOVE_SHA256))
-    except Exception as error:  # Keras raises bare ones.
-        print(f"\nGloVe: not to be had ({error}), so all words start random; {WITHOUT_GLOVE}.")
-        return None
-    finally:
-        socket.setdefaulttimeout(None)
-
-
-def read_glove(path: Path, words: list[str], embeddings: np.ndarray) -> int:
-    """Put vectors in the place of the embeddings (float32, words x dim) of words that a file knows:
-    a text whose lines are a word and `dim` numbers with single spaces between, or a zip with one
-    for `dim` dimensions. Returns how many; InputError when what is looked at is not that."""
-    dim = embeddings.shape[1]
-    unknown = {word.encode(): index for index, word in enumerate(words)}
-    try:
-        file = path.open("rb")
-        if path.suffix == ".zip":
-            # Buffered, because a zip member hands out lines three times as slowly by itself.
-            member = zipfile.ZipFile(file).open(f"glove.6B.{dim}d.txt")  # noqa: SIM115
-            file = io.BufferedReader(member, 2**18)
-        with file:
-            for line in file:
-                word, _, numbers = line.partition(b" ")
-                if word in unknown:
-                    vector = np.array(numbers.split(), np.float32)
-                    if len(vector) != dim or not np.isfinite(vector).all():
-                        raise ValueError(f"{word.decode()} has not {dim} numbers")
-                    embeddings[unknown.pop(word)] = vector
-        known = len(words) - len(unknown)
-        if not known:
-            raise ValueError("it has no word of the corpus")
-    except Exception as error:  # Files that are not what they are taken for raise most of them.
-        raise InputError(
-            f"GloVe file {path} cannot be used ({error}): set glove to another, or {WITHOUT_GLOVE}"
+        with zipfile.ZipFile(path) as archive:
+            state = json.loads(archive.read("quatrains.json"))
+        saved, quatrains = state["settings"], state["quatrains"]
+        model = keras.models.load_model(path, globals())
+    except Exception as error:  # Damaged files raise many kinds of errors.
+        raise UsageError(
+            f"checkpoint {path} cannot be loaded, so set log_dir to another experiment's folder, "
+            f"or fix this: {error}"
         ) from None
-    return known
+    for name in overrides.keys() - CHANGEABLE_ON_RESUME:
+        if overrides[name] != saved.get(name):
+            raise UsageError(
+                f"{path.parent} was trained with {name} = {saved.get(name)!r}, not "
+                f"{overrides[name]!r}: remove that, or set log_dir to another experiment's folder"
+            )
+    fixed = {name: saved[name] for name in saved.keys() - CHANGEABLE_ON_RESUME | {"seed"}}
+    settings = make_settings(**fixed | overrides)
+    corpus = index_corpus(quatrains, settings.whole_quatrains)
+    return QuatrainLM(settings, corpus, model, path.parent, state["completed_runs"])
 
 
-# ==== Logs: one folder a training, and what TensorBoard shows of it ====
-
-
-def make_folder(settings: Settings) -> Path:
-    """Make the folder of a new training, named after its start; InputError where it cannot be."""
-    while True:
-        name = f"{time.strftime('%y%m%d-%H%M%S')}-{settings.name or settings.recipe}"
-        folder = Path(settings.logs, name)
-        try:
-            folder.mkdir(parents=True)
-            return folder
-        except OSError as error:
-            if not folder.exists():  # Or else another one started in this second.
-                raise InputError(
-                    f"{folder} cannot be made ({error.strerror}): set logs to another"
-                ) from None
-            time.sleep(0.1)
+# %% Logs
+# One folder per experiment, read by TensorBoard.
 
 
 @contextlib.contextmanager
 def locked(folder: Path):
-    """Keep other trainings out of a training's folder; raise InputError if one is at it."""
+    """Lock an experiment's folder. Raise UsageError if another process trains in it."""
     with (folder / "lock").open("w") as file:
-        # The lock is the system's own, so it is gone when its holder is. Windows has none such.
-        if os.name == "posix":
-            import fcntl
+        try:
+            import fcntl  # The system releases its locks when a process ends.
 
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                problem = f"a training is going on in {folder}"
-                raise InputError(f"{problem}: wait for its end, or start another") from None
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(
+                f"another process is training in {folder}: let it finish, or start a new experiment"
+            ) from None
+        except (ImportError, OSError):
+            pass  # Windows and some file systems have no such locks.
         yield
 
 
-def log_training(writer: tf.summary.SummaryWriter, prophet: Prophet):
-    """Write the graph, layer by layer, and the settings as a row of HParams."""
-    model, settings = prophet.model, prophet.settings
+def log_experiment(writer: tf.summary.SummaryWriter, lm: QuatrainLM):
+    """Log the graph, layer by layer, and the settings for HParams."""
+    model, settings = lm.model, lm.settings
 
-    @tf.function(autograph=False)
+    @graph_function
     def layers(words):
-        # Other models than a chain of layers are traced whole.
+        # Models that are not Sequential are traced as a whole.
         for layer in model.layers if isinstance(model, keras.Sequential) else [model]:
             with tf.name_scope(layer.name):
-                words = layer(tf.identity(words))  # So that one edge enters a layer.
+                words = layer(tf.identity(words))  # One edge into each layer.
         return words
 
-    # TensorBoard sorts by key, capitals first, and shows five.
-    row = {"Name": settings.name or settings.recipe}
-    for name, value in asdict(settings).items():
-        if name not in CHANGEABLE and value is not None:
-            row[name] = value
+    # HParams shows the first five at first, sorted with capitals before other letters.
+    row = {
+        "Experiment": settings.name or settings.recipe,
+        "Layers": ", ".join(type(layer).__name__ for layer in model.layers),
+    }
+    row |= {k: value for k, value in asdict(settings).items() if k not in CHANGEABLE_ON_RESUME}
     with writer.as_default(0):
-        # A batch of known size, or the edges would carry arithmetic on its size, too.
+        # A fixed batch size keeps arithmetic on it out of the graph.
         words = tf.TensorSpec((settings.batch_size, settings.phrase_len), tf.int32, "words")
         tf.summary.graph(layers.get_concrete_function(words).graph)
-        hparams.hparams(row, trial_id=prophet.folder.name)
+        hparams.hparams(row, trial_id=lm.folder.name)
 
 
-def log_epoch(writers: dict, model: keras.Model, epoch: int, figures: dict):
-    """Write the figures of an epoch, by its number as it is printed, from 1."""
-    figures = figures | {"learning_rate": float(model.optimizer.learning_rate)}
-    if "val_loss" in figures:
-        # What recipes compare by: the loss without the penalties on weights.
-        figures["val_cross_entropy"] = figures["val_loss"] - float(sum(model.losses))
-    for name, value in figures.items():
-        place = "validation" if name.startswith("val_") else "train"
-        with writers[place].as_default(epoch + 1):
+def log_epoch(writers: dict, model: keras.Model, epoch: int, metrics: dict):
+    """Log the metrics of an epoch. Steps count from 1, as printed."""
+    metrics = {
+        "learning_rate": float(model.optimizer.learning_rate),
+        **metrics,
+        # The loss without weight penalties, to compare recipes.
+        "val_cross_entropy": metrics["val_loss"] - float(sum(model.losses)),
+    }
+    for name, value in metrics.items():
+        half = "validation" if name.startswith("val_") else "train"
+        with writers[half].as_default(epoch + 1):
             tf.summary.scalar(name.removeprefix("val_"), value)
 
 
-def log_run(writers: dict, prophet: Prophet, written: list[Quatrain]):
-    """Write where a run ended: weights, embedding, quatrains and how much they quote."""
-    with writers[""].as_default(prophet.runs * prophet.settings.epochs_per_run):
-        for weight in prophet.model.trainable_weights:
-            # Of a large weight a sample shows the same shape in a tenth of the time.
+def log_run(writers: dict, lm: QuatrainLM, quatrains: list):
+    """Log the results of a run: weights, embedding, quatrains, longest quote and SLOR."""
+    with writers[""].as_default(lm.completed_runs * lm.settings.epochs_per_run):
+        for weight in lm.model.trainable_weights:
+            # For large weights, a sample has the same histogram in a tenth of the time.
             values = weight.numpy().ravel()
-            name = f"weights/{weight.path.removeprefix(prophet.model.name + '/')}"
+            name = f"weights/{weight.path.removeprefix(lm.model.name + '/')}"
             tf.summary.histogram(name, values[:: values.size // 50_000 + 1])
-        verses = [quatrain.verse for quatrain in written]
-        tf.summary.text("quatrains", "\n\n".join([f"Run {prophet.runs - 1}", *verses]))
-        tf.summary.scalar("quote", prophet.quoted)
-        if written:
-            tf.summary.scalar("slor", np.mean([quatrain.slor for quatrain in written]))
-    log_embedding(prophet.folder, prophet.model, prophet.corpus.words)
+        texts = [f"Run {lm.completed_runs - 1}", *map(str, quatrains)]
+        tf.summary.text("quatrains", "\n\n".join(texts))
+        tf.summary.scalar("quote", max(len(quatrain.quote) for quatrain in quatrains))
+        tf.summary.scalar("slor", np.mean([quatrain.slor for quatrain in quatrains]))
+    log_embedding(lm.folder, lm.model, lm.corpus.vocabulary)
     for writer in writers.values():
         writer.flush()
 
 
-def log_embedding(folder: Path, model: keras.Model, words: list):
-    """Write the matrices that have a row for each word, and the words, for the projector."""
-    (folder / "words.tsv").write_text("\n".join(words) + "\n", encoding="utf-8")
-    config = ""
+def log_embedding(folder: Path, model: keras.Model, vocabulary: list):
+    """Write the matrices that have one row per word, and the words, for the Projector."""
+    (folder / "words.tsv").write_text("\n".join(vocabulary) + "\n", encoding="utf-8")
+    config = projector.ProjectorConfig()
     for number, weight in enumerate(model.trainable_weights):
-        if len(weight.shape) == 2 and weight.shape[0] == len(words):
+        if len(weight.shape) == 2 and weight.shape[0] == len(vocabulary):
             name = f"embedding{number}"
-            # The first byte, or TensorBoard may take the numbers for text.
-            matrix = b"\xff" + weight.numpy().astype(np.float32).tobytes()[1:]
-            (folder / name).write_bytes(matrix)
-            config += f"""embeddings {{
-              tensor_name: "{name}" tensor_path: "{name}" metadata_path: "words.tsv"
-              tensor_shape: {len(words)} tensor_shape: {weight.shape[1]}
-            }}\n"""
-    (folder / "projector_config.pbtxt").write_text(config)
-
-
-# ==== Checkpoint: all that a training needs to go on, in one file ====
-
-
-def save_checkpoint(prophet: Prophet):
-    """Write what Keras saves, and what it lacks, so that no crash leaves a checkpoint in parts."""
-    path = prophet.folder / "checkpoint.keras"
-    new = path.with_name("unfinished.keras")
-    settings, quatrains = asdict(prophet.settings), prophet.corpus.quatrains
-    prophet.model.save(new)
-    with zipfile.ZipFile(new, "a", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr(
-            "quatrains.json", json.dumps([prophet.runs, prophet.seed, settings, quatrains])
-        )
-    with new.open("rb+") as file:
-        os.fsync(file.fileno())
-    new.replace(path)
-
-
-def find_checkpoint(logs: Path) -> Path:
-    """Find the checkpoint of the training that `logs` names, or the last that was saved in it."""
-    found = list(logs.rglob("checkpoint.keras"))
-    if not found:
-        raise InputError(
-            f"{logs} has no checkpoint (yet): train first, or set logs to a training's"
-        )
-    return max(found, key=lambda path: path.stat().st_mtime_ns)
-
-
-def load_checkpoint(path: Path, settings: Settings) -> Prophet:
-    """Load a training; InputError where it cannot be read or settings would make it another one."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            runs, seed, began, quatrains = json.loads(archive.read("quatrains.json"))
-        settings = keep_settings(settings, began, path.parent)
-        if not settings.generate and runs >= settings.runs:
-            raise InputError(f"{path.parent} has its {runs} runs already: set runs higher")
-        corpus = index_corpus(quatrains, settings.whole_quatrains)
-        model = keras.models.load_model(path, globals())
-        return Prophet(settings, corpus, model, seed, path.parent, runs)
-    except InputError:
-        raise
-    except Exception as error:
-        reason = str(error).partition("\n")[0]
-        raise InputError(
-            f"checkpoint {path} cannot be loaded ({reason}): "
-            "mend that, or set logs to another training's folder"
-        ) from None
-
-
-def keep_settings(settings: Settings, began: dict, folder: Path) -> Settings:
-    """Put what a training began with in the place of the file's settings; InputError where the
-    command line says otherwise."""
-    fixed = {name: value for name, value in began.items() if name not in CHANGEABLE}
-    if settings.generate:
-        del fixed["seed"]  # Then it is that of the writing.
-    for name, value in settings.given.items():
-        if fixed.get(name, value) != value:
-            raise InputError(
-                f"{folder} was trained with {name} = {fixed[name]!r}, not {value!r}: "
-                "leave that out, or set logs to another training's folder"
+            # With another first byte, TensorBoard may mistake the file for text.
+            (folder / name).write_bytes(b"\xff" + weight.numpy().astype("float32").tobytes()[1:])
+            config.embeddings.add(
+                tensor_name=name,
+                tensor_path=name,
+                tensor_shape=weight.shape,
+                metadata_path="words.tsv",
             )
-    return Settings(**fixed | settings.given)
+    projector.visualize_embeddings(str(folder), config)
 
 
-# ==== Dropout: masks for Keras, drawn as XLA can draw them fast ====
+# %% Speed
+# Without this section and the line that uses it, `fit` trains the same model, but slower.
+
+STEPS_PER_CALL = 8  # At most. Each call copies the weights; more steps gain nothing.
 
 
-def mix(bits):
-    """Hash 32-bit numbers: Chris Wellons's lowbias32."""
+@contextlib.contextmanager
+def fast_training(model: keras.Model, steps: int):
+    """Let `fit` take several of the model's own training steps per call, compiled by XLA, with
+    masks by `hash_dropout`. Afterwards, the model is as before."""
+
+    @graph_function(jit_compile=True)
+    def train_steps(batches):
+        def train_step(number):
+            model.train_step([array[number] for array in batches])
+            return number + 1
+
+        with mock.patch.object(tf.nn.experimental, "stateless_dropout", hash_dropout):
+            tf.while_loop(lambda number: number < steps, train_step, [0])
+
+    def train_function(iterator):
+        batches = zip(*(next(iterator) for _ in range(steps)), strict=True)
+        train_steps([tf.stack(arrays) for arrays in batches])
+        return model.get_metrics_result()
+
+    print("Compiling the first training steps, which takes about half a minute.")
+    with mock.patch.multiple(
+        model, steps_per_execution=steps, train_function=train_function, test_function=None
+    ):
+        yield
+
+
+def hash_dropout(values: tf.Tensor, rate: float, seed, noise_shape) -> tf.Tensor:
+    """Replace tf.nn.experimental.stateless_dropout, which all dropout in Keras calls. Its random
+    bits are so slow under XLA that an epoch would take three times as long. Here every element is
+    0 if a hash of its index and the seed (two ints) is below `rate`."""
+    seed = tf.cast(seed, tf.uint32)
+    key = hash_bits(seed[0] ^ hash_bits(seed[1]))
+    index = tf.cast(tf.range(tf.reduce_prod(noise_shape)), tf.uint32)
+    bits = hash_bits(tf.reshape(index, noise_shape) * np.uint32(0x9E3779B1) ^ key)
+    mask = tf.where(bits < np.uint32(rate * 2**32), 0.0, 1 / (1 - rate))
+    return values * tf.cast(mask, values.dtype)
+
+
+def hash_bits(bits: tf.Tensor) -> tf.Tensor:
+    """Hash 32-bit integers with Chris Wellons's lowbias32."""
     for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B), (16, 1)):
         bits ^= tf.bitwise.right_shift(bits, np.uint32(shift))
         bits *= np.uint32(factor)
     return bits
 
 
-def hash_dropout(values: tf.Tensor, rate: float, seed, noise_shape=None) -> tf.Tensor:
-    """Do what tf.nn.experimental.stateless_dropout does, which all of Keras's dropouts call, with
-    other random bits: XLA draws TensorFlow's so slowly that an epoch would take three times as
-    long. Every element has 16 bits of a hash of its number and the seed (two ints), and is 0 where
-    they are below `rate`. The bits have a test of their own."""
-    sides = noise_shape if isinstance(noise_shape, list) else values.shape
-    shape = [tf.get_static_value(n) or size for n, size in zip(sides, values.shape, strict=True)]
-    size = math.prod(shape)
-    seed = tf.cast(seed, tf.uint32)
-    key = mix(seed[0] ^ mix(seed[1] + np.uint32(0x9E3779B9)))
-    index = tf.cast(tf.range((size + 1) // 2), tf.uint32)
-    bits = mix(index * np.uint32(0x9E3779B1) ^ key)
-    halves = tf.reshape(tf.bitcast(bits, tf.uint16), [-1])
-    halves = tf.cast(tf.reshape(halves[:size], shape), tf.int32)
-    squares = tf.where(halves < round(rate * 2**16), 0.0, (1 - rate) ** -2)
-    # The root, because XLA keeps what takes it long; a cheap mask it would hash anew at each use.
-    return values * tf.cast(tf.sqrt(squares), values.dtype)
-
-
-# ==== Main ====
+# %% Main
 
 if __name__ == "__main__":
-    with plain_endings():
-        prophet = (generate if SETTINGS.generate else train)(SETTINGS)
+    with one_line_errors(tf.errors.ResourceExhaustedError):
+        lm = (generate_from_checkpoint if make_settings(**OVERRIDES).generate else train)(
+            **OVERRIDES
+        )

@@ -1,24 +1,30 @@
-"""Measure the script against the obvious ways to write it, both sides in the same round.
+"""Measure the script against an earlier commit, a literal port, and its bare matrix products.
 
-    python tests/benchmark.py                          everything, about 15 minutes
-    python tests/benchmark.py epoch sampling           some of it; --help lists what there is
+    python tests/benchmark.py                            everything, about half an hour
+    python tests/benchmark.py epoch generate             some of it; --help lists the measurements
     python tests/benchmark.py --rounds 5 epoch
-    python tests/benchmark.py --against 6d2bf9c epoch  beside the script as of another commit, too
+    python tests/benchmark.py --against 41521a2          measure the script of that commit as well
 
-Prints the minimum and the median of each side and the ratio of the medians. Run by hand on a quiet
-machine; nothing here is a test. What was measured, and what was tried, stands in benchmark.md.
+All sides take turns. Prints the minimum and the median of each, and the median of the ratios of the
+script as it is now to each. Run it by hand on a quiet machine. benchmark.md has the results.
 """
 
 import argparse
+import contextlib
 import importlib.util
+import io
+import os
+import random
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 
@@ -27,90 +33,107 @@ sys.path.insert(0, str(ROOT))
 import quatrains  # noqa: E402
 
 CORPUS = ROOT / "data" / "quatrains.txt"
+NOW = "now"
 
 
-def timed(work):
+def load_commit(commit):
+    """Import the script of another commit: 41521a2 or later."""
+    command = ["git", "show", f"{commit}:quatrains.py"]
+    path = Path(tempfile.mkdtemp(), "other.py")
+    path.write_bytes(subprocess.run(command, cwd=ROOT, capture_output=True, check=True).stdout)
+    spec = importlib.util.spec_from_file_location("other", path)
+    script = sys.modules["other"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    return script
+
+
+def train(script, **overrides):
+    """Train one run with the script of any commit, and return the model with its corpus."""
+    # Two experiments of one name cannot start in the same second.
+    overrides |= {"corpus": str(CORPUS), "glove": "none", "seed": 1, "name": f"{time.time_ns()}"}
+    if hasattr(script, "Prophet"):
+        return script.train(script.Settings(runs=1, **overrides))
+    return script.train(runs=1, **overrides)
+
+
+def timed(work, *arguments):
+    """Return the seconds that a call takes. Discard what it prints."""
     start = time.perf_counter()
-    work()
+    with contextlib.redirect_stdout(io.StringIO()):
+        work(*arguments)
     return time.perf_counter() - start
 
 
-def compare(title, rounds, base, **sides):
-    """Time all sides in every round, and print them beside the side named `base`."""
+def compare(title, rounds, sides):
+    """Print the seconds that each side returns, and the ratios of the current script to it."""
     seconds = {name: [] for name in sides}
-    for _ in range(rounds):
-        for name, work in sides.items():
-            seconds[name].append(timed(work))
-    print(f"\n{title} ({rounds} rounds)")
-    middle = statistics.median(seconds[base])
-    for name, values in seconds.items():
-        median = statistics.median(values)
-        print(
-            f"  {name:24} min {min(values):9.4f} s   median {median:9.4f} s   "
-            f"{median / middle:8.4f} of {base}",
-            flush=True,
-        )
-    return seconds
+    for _ in range(rounds + 1):
+        for name, side in sides.items():
+            seconds[name].append(side())
+    print(f"\n{title} ({rounds} rounds after a warm-up)")
+    for name, (_, *values) in seconds.items():
+        ratio = statistics.median(np.array(seconds[NOW][1:]) / values)
+        middle = statistics.median(values)
+        print(f"  {name:14} min {min(values):8.3f} s   median {middle:8.3f} s   ratio {ratio:.3f}")
 
 
-# ==== The literal port: the system of 2017 in the most obvious Keras 3 ====
+# ==== An epoch ====
 
 
-class LiteralPort:
-    def __init__(self, training, validation, counts, words):
-        import keras
+class Epochs(quatrains.keras.callbacks.Callback):
+    """Let `fit` train one epoch per call, so that the sides of a comparison take turns."""
 
-        self.words = words
-        self.data = [
-            (samples[0], np.eye(words, dtype=bool)[samples[1][:, 0]])
-            for samples in (training, validation)
-        ]
-        self.class_weight = dict(enumerate(np.sqrt(counts)))
-        penalty = keras.regularizers.L2(0.02)
-        self.model = keras.Sequential(
-            [
-                keras.layers.Embedding(words, 300),
-                keras.layers.GRU(
-                    128,
-                    dropout=0.5,
-                    recurrent_dropout=0.5,
-                    kernel_regularizer=penalty,
-                    recurrent_regularizer=penalty,
-                    bias_regularizer=penalty,
-                ),
-                keras.layers.Dense(words, activation="softmax"),
-            ]
-        )
-        self.model.compile("rmsprop", "categorical_crossentropy", metrics=["acc"])
+    def __init__(self, script, recipe):
+        super().__init__()
+        self.go, self.done = threading.Semaphore(0), threading.Semaphore(0)
+        experiment = partial(train, script, recipe=recipe, epochs_per_run=10**6)
+        with mock.patch.object(script, "make_callbacks", lambda settings: [self]):
+            threading.Thread(target=experiment, daemon=True).start()
+            timed(self.train_epoch)  # Compiles.
 
-    def fit(self):
-        (phrases, targets), validation = self.data
-        self.model.fit(
-            phrases,
-            targets,
-            batch_size=512,
-            class_weight=self.class_weight,
-            validation_data=validation,
-            verbose=0,
-        )
+    def on_epoch_begin(self, epoch, logs=None):
+        self.go.acquire()
 
-    def write(self, count):
-        for _ in range(count):
-            phrase = [0] * 4
-            for _ in range(32):
-                predicted = self.model.predict(np.array([phrase]), verbose=0)[0].astype(float)
-                word = np.random.choice(self.words, p=predicted / predicted.sum())
-                phrase = [*phrase[1:], word]
-                if word == 0:
-                    break
+    def on_epoch_end(self, epoch, logs=None):
+        self.done.release()
+
+    def train_epoch(self):
+        self.go.release()
+        self.done.acquire()
 
 
-# ==== The floor: the matrix products of one step and nothing else ====
+def make_literal_port(samples, counts):
+    """Build the system of 2017 in the most obvious Keras 3. Return what trains an epoch of it."""
+    keras, vocab_size = quatrains.keras, len(counts)
+    (phrases, targets), validation = [
+        (phrases, np.eye(vocab_size, dtype=bool)[targets[:, 0]]) for phrases, targets, _ in samples
+    ]
+    penalty = keras.regularizers.L2(0.02)
+    gru = keras.layers.GRU(
+        128,
+        dropout=0.5,
+        recurrent_dropout=0.5,
+        kernel_regularizer=penalty,
+        recurrent_regularizer=penalty,
+        bias_regularizer=penalty,
+    )
+    dense = keras.layers.Dense(vocab_size, activation="softmax")
+    model = keras.Sequential([keras.layers.Embedding(vocab_size, 300), gru, dense])
+    model.compile("rmsprop", "categorical_crossentropy", metrics=["acc"])
+    return partial(
+        model.fit,
+        phrases,
+        targets,
+        batch_size=512,
+        class_weight=dict(enumerate(np.sqrt(counts))),
+        validation_data=validation,
+    )
 
 
-def bare_products(batch, steps, dim, units, words):
-    """Forward, and both backward, of the GRU's inputs, its states, and the dense layer."""
-    import tensorflow as tf
+def make_floor(batch, phrase_len, dim, units, vocab_size):
+    """Return the matrix products of one step, forward and both backward, and nothing else: of the
+    GRU's inputs, its states, and the dense layer."""
+    tf = quatrains.tf
 
     def operands(rows, inner, outer):
         return tuple(map(tf.random.normal, ((rows, inner), (inner, outer), (rows, outer))))
@@ -122,184 +145,121 @@ def bare_products(batch, steps, dim, units, words):
             tf.matmul(y, weights, transpose_b=True),
         ]
 
-    inputs = operands(batch * steps, dim, 3 * units)
+    inputs = operands(batch * phrase_len, dim, 3 * units)
     states = operands(batch, units, 3 * units)
-    dense = operands(batch, units, words)
+    dense = operands(batch, units, vocab_size)
 
     @tf.function
-    def once():
+    def floor():
         results = products(*inputs) + products(*dense)
         state, weights, y = states
-        for _ in range(steps):
-            # One step after the other, as in a GRU. All at once they get in each other's way on
-            # two cores, which makes a floor 12 % too high.
+        for _ in range(phrase_len):
+            # In sequence, as in a GRU. All at once, they disturb each other on two cores, which
+            # makes the floor 12% too high.
             made = products(state, weights, y)
             results += made
             state = made[2]
         return [tf.reduce_sum(result[0]) for result in results]
 
-    return once
+    return floor
 
 
-# ==== The measurements ====
-
-
-class Turns(quatrains.keras.callbacks.Callback):
-    """Has `fit` train an epoch when it is told to, so that others can be timed between epochs."""
-
-    def __init__(self):
-        super().__init__()
-        self.go, self.done = threading.Semaphore(0), threading.Semaphore(0)
-
-    def on_epoch_begin(self, epoch, logs=None):
-        self.go.acquire()
-
-    def on_epoch_end(self, epoch, logs=None):
-        self.done.release()
-
-    def __call__(self):
-        self.go.release()
-        self.done.acquire()
-
-
-def build(recipe="2017"):
-    """A prophet, its samples, and a function that trains an epoch of it as the script does."""
-    settings = quatrains.Settings(glove="none", seed=1, recipe=recipe, epochs_per_run=10**6)
-    corpus = quatrains.index_corpus(quatrains.read_corpus(CORPUS), settings.whole_quatrains)
-    rng = np.random.default_rng(1)
-    embeddings = rng.normal(0, 0.4, (len(corpus.words), 300)).astype(np.float32)
-    model = quatrains.build_model(embeddings, settings)
-    prophet = quatrains.Prophet(settings, corpus, model, 1, Path(tempfile.mkdtemp()))
-    turns, fit = Turns(), model.fit
-    model.fit = lambda *data, callbacks, verbose, **given: fit(
-        *data, callbacks=[turns, *callbacks], verbose=0, **given
-    )
-    threading.Thread(target=quatrains.train_runs, args=[prophet], daemon=True).start()
-    return prophet, quatrains.make_samples(corpus, settings), turns
-
-
-def prepare(against=None):
-    """Everything a training stands on, at the default settings."""
-    prophet, (training, validation), epoch = build()
-    corpus, rng = prophet.corpus, np.random.default_rng(1)
-    literal = LiteralPort(training, validation, corpus.counts, len(corpus.words))
-    other = other_epoch(against, prophet.model.get_weights()[0]) if against else None
-    return SimpleNamespace(**locals())
-
-
-def other_epoch(commit, embeddings):
-    """Build an epoch with the script as of another commit, of the time before `fit`."""
-    command = ["git", "show", f"{commit}:quatrains.py"]
-    text = subprocess.run(command, cwd=ROOT, capture_output=True, check=True).stdout
-    path = Path(tempfile.mkdtemp()) / "other.py"
-    path.write_bytes(text)
-    spec = importlib.util.spec_from_file_location("other", path)
-    script = sys.modules["other"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    script.load_tensorflow(use_gpu=False)
-    settings = SimpleNamespace(**{name: getattr(script, name) for name in script.SETTINGS})
-    rng = np.random.default_rng(1)
-    samples = script.make_samples(script.load_corpus(CORPUS), 4, rng)
-    epoch = script.build_epoch(script.build_model(embeddings, 4, settings), *samples, 512)
-    return lambda: epoch(rng)
-
-
-def measure_epoch(rounds, world):
-    words, size = len(world.corpus.words), len(world.training[1])
-    steps = size / 512
-    floor = bare_products(512, 4, 300, 128, words)
-    sides = {
-        "literal port": world.literal.fit,
-        "ours": world.epoch,
-        "floor": lambda: [floor() for _ in range(round(steps))],
+def measure_epoch(rounds, scripts):
+    corpus = quatrains.index_corpus(quatrains.read_corpus(CORPUS))
+    samples = quatrains.make_samples(corpus, quatrains.Settings())
+    steps = round(len(samples[0][1]) / 512)
+    floor = make_floor(512, 4, 300, 128, len(corpus.counts))
+    others = {
+        "literal port": make_literal_port(samples, corpus.counts),
+        "floor": lambda: [floor() for _ in range(steps)],
     }
-    if world.other:
-        sides["the other commit"] = world.other
-    for warm_up in sides.values():
-        warm_up()
-    print(f"\nAn epoch has {steps:.1f} steps of 512 samples; {words:,} words.")
-    title = "1. A training epoch, with its validation"
-    print_ratios(compare(title, rounds, "literal port", **sides))
-
-    # Steps alone, in turns so short that what disturbs the machine disturbs both sides alike.
-    train = quatrains.compile_training(world.prophet.model, world.training, 512)
-    many = world.prophet.model.steps_per_execution
-
-    def ours():
-        numbers = world.rng.permutation(size)[: many * 512].astype(np.int32)
-        return train(iter([quatrains.tf.constant(numbers)]))
-
-    ours()
-    sides = {"ours": ours, "floor": lambda: [floor() for _ in range(many)]}
-    print_ratios(compare(f"   {many} training steps", 10 * rounds, "floor", **sides))
+    for recipe in quatrains.RECIPES:
+        sides = {name: Epochs(script, recipe).train_epoch for name, script in scripts.items()}
+        sides |= others if recipe == "2017" else {}
+        sides = {name: partial(timed, work) for name, work in sides.items()}
+        compare(f"An epoch of recipe {recipe}, with its validation", rounds, sides)
 
 
-def measure_recipes(rounds, _):
-    sides = {recipe: build(recipe)[2] for recipe in quatrains.RECIPES}
-    for recipe, epoch in sides.items():
-        print(f"  {recipe}: the first epoch takes {timed(epoch):.1f} s", flush=True)
-    compare("   An epoch of each recipe, with its validation", rounds, "2017", **sides)
+# ==== Generation ====
 
 
-def print_ratios(seconds):
-    for name in ("floor", "the other commit"):
-        if name not in seconds:
-            continue
-        ratios = [a / b for a, b in zip(seconds["ours"], seconds[name], strict=True)]
-        print(f"  ours / {name}: {statistics.median(ratios):.2f} median of the rounds")
+def measure_generate(rounds, scripts):
+    for recipe in quatrains.RECIPES:
+        methods, weights = {}, None
+        for name, script in scripts.items():
+            with contextlib.redirect_stdout(io.StringIO()):
+                lm = train(script, recipe=recipe, epochs_per_run=1)
+            weights = weights or lm.model.get_weights()
+            lm.model.set_weights(weights)  # Otherwise the lengths of the quatrains would differ.
+            methods[name] = getattr(lm, "generate", None) or lm.write
+        for count in (5, 100):
+            sides = {name: partial(timed, method, count, 1) for name, method in methods.items()}
+            compare(f"{count} quatrains of recipe {recipe}", rounds, sides)
 
 
-def measure_sampling(rounds, world):
-    def draw(count):
-        return world.prophet.write(count, seed=1)
-
-    world.epoch()
-    draw(5), draw(1000), world.literal.write(1)
-    sides = {"predict a word": lambda: world.literal.write(5), "ours": lambda: draw(5)}
-    five = compare("2. Writing 5 quatrains", rounds, "predict a word", **sides)
-    many = compare("   Writing 1,000 quatrains in one go", rounds, "ours", ours=lambda: draw(1000))
-    middle = {name: statistics.median(values) / 5 for name, values in five.items()}
-    each = statistics.median(many["ours"]) / 1000
-    print(f"  5 quatrains: {middle['predict a word'] / middle['ours']:.0f} times faster")
-    print(f"  1,000 quatrains: {middle['predict a word'] / each:.0f} times faster a quatrain")
-    verse, _, epoch = build("verse")
-    epoch(), verse.write(5)
-    sides = {f"{n} drafts": lambda n=n: verse.write(5, seed=1, drafts=n) for n in (1, 16, 64)}
-    compare("   Writing 5 quatrains with recipe verse", rounds, "16 drafts", **sides)
+# ==== Processes ====
 
 
-def measure_start(rounds, _):
-    def script(*options):
-        command = [sys.executable, str(ROOT / "quatrains.py"), *options]
-        return lambda: subprocess.run(command, capture_output=True, check=False)
+def start(script, *options):
+    """Start a script as a command."""
+    command = [sys.executable, script.__file__, f"--corpus={CORPUS}", "--glove=none", *options]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "encoding": "utf-8"}
+    return subprocess.Popen(command, **pipes)
 
-    with tempfile.TemporaryDirectory() as logs:
-        answers = {
-            "--help": script("--help"),
-            "a wrong argument": script("--nonsense"),
-            "one epoch": script("--runs=1", "--epochs-per-run=1", "--glove=none", "--logs", logs),
-        }
-        compare("3. From the command to its end", rounds, "--help", **answers)
+
+def time_first_epoch(script, recipe):
+    """Return the seconds from the line before the first epoch to the line with its metrics."""
+    with start(script, f"--recipe={recipe}", "--runs=1", "--epochs-per-run=1") as process:
+        lines = ((line, time.perf_counter()) for line in process.stdout)
+        begin = next(now for line, now in lines if line.startswith("Train on"))
+        end = next(now for line, now in lines if "val_loss" in line)
+        process.communicate()
+    return end - begin
+
+
+def measure_first(rounds, scripts):
+    for recipe in quatrains.RECIPES:
+        sides = {name: partial(time_first_epoch, each, recipe) for name, each in scripts.items()}
+        compare(f"The first epoch of recipe {recipe}, with compilation", rounds, sides)
+
+
+def measure_stop(rounds, scripts):
+    """Send SIGINT at a random moment of the first 30 seconds, in which the first run ends."""
+    # A shell may start background jobs with SIGINT ignored, which new processes would inherit.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    moments = [random.uniform(0, 30) for _ in range(rounds)]
+    for name, script in scripts.items():
+        seconds = []
+        for moment in moments:
+            with start(script) as process:
+                next(line for line in process.stdout if line.startswith("Train on"))
+                time.sleep(moment)
+                process.send_signal(signal.SIGINT)
+                seconds.append(timed(process.communicate))
+        print(f"\nSeconds from Ctrl-C to the end, {name}:", *(f"{s:.2f}" for s in sorted(seconds)))
 
 
 MEASUREMENTS = {
     "epoch": measure_epoch,
-    "recipes": measure_recipes,
-    "sampling": measure_sampling,
-    "start": measure_start,
+    "generate": measure_generate,
+    "first": measure_first,
+    "stop": measure_stop,
 }
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", nargs="*", default=list(MEASUREMENTS), choices=list(MEASUREMENTS))
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--against", metavar="COMMIT", help="measure its epoch, too")
-    given = parser.parse_args()
-    in_process = {"epoch", "sampling"} & set(given.what)
-    world = prepare(given.against) if in_process else None
-    for name in given.what:
-        MEASUREMENTS[name](given.rounds, world)
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--against", metavar="COMMIT", help="commit to compare with")
+    options = parser.parse_args()
+    scripts = {NOW: quatrains}
+    if options.against:
+        scripts[options.against] = load_commit(options.against)
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)  # For the logs.
+        for name in options.what:
+            MEASUREMENTS[name](options.rounds, scripts)
 
 
 if __name__ == "__main__":

@@ -18,8 +18,9 @@ WORDS = (
     "king eagle moon river tower blood plague lion fire bridge gold north city sword ship temple "
     "serpent mountain queen famine sea night sun harvest"
 ).split()
-# Settings that make a training take a second.
+# Settings that make training take a second: XLA compiles for longer than that.
 SMALL = {
+    "use_xla": False,
     "runs": 2,
     "epochs_per_run": 2,
     "quatrains_per_run": 3,
@@ -29,7 +30,7 @@ SMALL = {
     "glove": "none",
     "seed": 7,
 }
-# And that make it shorter than its imports: one small step an epoch.
+# Settings that make it shorter than its imports: one small step per epoch.
 QUICK = SMALL | {"corpus": "verses.txt", "phrase_len": 1, "dropout": 0, "batch_size": 4096}
 
 
@@ -54,7 +55,10 @@ def arguments(**settings):
     words = []
     for name, value in settings.items():
         option = "--" + name.replace("_", "-")
-        words += [option] if value is True else [option, str(value)]
+        if isinstance(value, bool):
+            words.append(option if value else option.replace("--", "--no-", 1))
+        else:
+            words += [option, str(value)]
     return words
 
 
@@ -62,33 +66,17 @@ def run(**settings):
     """Run the script in this process as its command does, and return its exit status."""
     import quatrains
 
-    stdout = sys.stdout  # What the script gives up where it cannot be written.
+    stdout = sys.stdout  # The script gives it up if it cannot be written.
     try:
-        with quatrains.plain_endings():
-            given = quatrains.read_command_line(arguments(**settings))
-            (quatrains.generate if given.generate else quatrains.train)(given)
+        with quatrains.one_line_errors(quatrains.tf.errors.ResourceExhaustedError):
+            overrides = quatrains.read_command_line(arguments(**settings))
+            generates = quatrains.make_settings(**overrides).generate
+            (quatrains.generate_from_checkpoint if generates else quatrains.train)(**overrides)
         return 0
     except SystemExit as end:
         return end.code
     finally:
         sys.stdout = stdout
-
-
-@pytest.fixture(autouse=True, scope="session")
-def without_xla():
-    """In this process models are trained without XLA, whose compiling takes longer than tests."""
-    import quatrains
-
-    build_model = quatrains.build_model
-
-    def build(*given):
-        model = build_model(*given)
-        model.compile_from_config(model.get_compile_config() | {"jit_compile": False})
-        return model
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(quatrains, "build_model", build)
-        yield
 
 
 def run_script(folder, **settings):
@@ -123,14 +111,14 @@ def wait_for(process, text):
 
 
 def read_files(folder):
-    """Read every file in a folder and below, for a comparison: {path: bytes}."""
+    """Read every file in a folder and its subfolders, to compare them: {path: bytes}."""
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def read_curve(folder, tag):
     """Read a scalar's {step: value} from the event files of a folder, ordered by step.
 
-    Of a training that was cut off and resumed a step may stand there twice: with one value.
+    After a resume, a step may occur twice, with the same value.
     """
     import tensorflow as tf
     from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
@@ -179,7 +167,7 @@ def verses(tmp_path):
 
 @pytest.fixture(scope="session")
 def first_training(tmp_path_factory):
-    """A folder in which two runs were trained, not to be changed, and what they printed."""
+    """A folder with an experiment of two runs, not to be changed, and its output."""
     folder = tmp_path_factory.mktemp("trained")
     write_verses(folder / "verses.txt")
     return folder, run_script(folder, **SMALL, corpus="verses.txt")

@@ -1,139 +1,115 @@
-"""Fetching GloVe from a server on this machine, which also misbehaves."""
+"""Downloading GloVe from a server on this machine, which may misbehave."""
 
+import contextlib
 import functools
 import hashlib
-import http.server
 import io
 import re
 import socket
 import threading
 import zipfile
 
-import numpy as np
 import pytest
 
 import quatrains
+from conftest import QUICK
 from quatrains import keras
 
-WORDS = [quatrains.BREAK, "king", "eagle", "zyzzyva"]
-KING = np.full(50, 0.5)
-TEXT = b"king" + 50 * b" 0.5" + b"\neagle" + 50 * b" 0.25" + b"\n"
-CACHED = "home/datasets/glove.6B.zip"
 PACKED = io.BytesIO()
 with zipfile.ZipFile(PACKED, "w", zipfile.ZIP_STORED) as archive:
-    archive.writestr("glove.6B.50d.txt", TEXT)
+    archive.writestr("glove.6B.50d.txt", "king" + 50 * " 0.5" + "\neagle" + 50 * " 0.25" + "\n")
 ARCHIVE = PACKED.getvalue()
-
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    """Serves the archive; the first part of the path says how it misbehaves."""
-
-    def do_GET(self):
-        how = self.path.split("/")[1]
-        self.server.asked.append(how)
-        if how == "404":
-            return self.send_error(404)
-        content = ARCHIVE.replace(b"eagle", b"raven") if how == "wrong" else ARCHIVE
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content[: len(content) // 2] if how in ("cut", "stalled") else content)
-        if how == "stalled":
-            self.wfile.flush()
-            if not self.server.released.wait(40):
-                self.server.asked.append("waited for in vain")
-        return None
-
-    def log_message(self, *_):
-        pass
+GOOD = b"HTTP/1.0 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(ARCHIVE), ARCHIVE)
+ANSWERS = {
+    "good": GOOD,
+    "404": b"HTTP/1.0 404 Not Found\r\n\r\n",
+    "wrong": GOOD.replace(b"eagle", b"raven"),
+    "cut": GOOD[:-100],
+    "stalled": GOOD[:-100],  # The connection stays open.
+}
 
 
 @pytest.fixture
-def server():
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.asked = []
-    server.released = threading.Event()
-    server.url = f"http://127.0.0.1:{server.server_port}/{{}}/glove.6B.zip"
-    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-    yield server
-    server.released.set()
-    server.shutdown()
-    server.server_close()
+def fetch(tmp_path, monkeypatch):
+    """A function that downloads GloVe into the working directory, given the server's answer. Its
+    attribute `requests` lists the answers that were requested."""
+    listener, connections = socket.create_server(("127.0.0.1", 0)), []
 
+    def serve():
+        with contextlib.suppress(OSError):  # The listener is shut down.
+            while True:
+                connections.append(listener.accept()[0])
+                connections[-1].settimeout(None)
+                how = connections[-1].recv(4096).split(b"/")[1].decode()
+                fetch.requests.append(how)
+                connections[-1].sendall(ANSWERS[how])
+                if how != "stalled":
+                    connections[-1].close()
 
-@pytest.fixture
-def fetch(server, tmp_path, monkeypatch):
-    """Start embeddings with GloVe from the server, in a folder to work in with a Keras home."""
+    def fetch(how):
+        port = listener.getsockname()[1] if how in ANSWERS else 1
+        monkeypatch.setattr(quatrains, "GLOVE_URL", f"http://127.0.0.1:{port}/{how}/")
+        return quatrains.find_glove("auto", 50)
+
+    fetch.requests = []
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "home").mkdir()  # As Keras does when it is imported.
-    get_file = functools.partial(keras.utils.get_file, cache_dir=tmp_path / "home")
+    get_file = functools.partial(keras.utils.get_file, cache_dir=tmp_path)
     monkeypatch.setattr(keras.utils, "get_file", get_file)
     monkeypatch.setattr(quatrains, "GLOVE_SHA256", hashlib.sha256(ARCHIVE).hexdigest())
-    wait = socket.setdefaulttimeout
-    monkeypatch.setattr(socket, "setdefaulttimeout", lambda seconds: wait(seconds and 0.4))
-
-    def fetch(how, glove="auto"):
-        url = server.url.format(how) if how != "nobody" else "http://127.0.0.1:1/glove.6B.zip"
-        monkeypatch.setattr(quatrains, "GLOVE_URL", url)
-        settings = quatrains.Settings(glove=glove, embedding_dim=50)
-        return quatrains.start_embeddings(WORDS, settings, np.random.default_rng(3))
-
-    return fetch
+    set_timeout = socket.setdefaulttimeout
+    monkeypatch.setattr(socket, "setdefaulttimeout", lambda seconds: set_timeout(seconds and 1))
+    threading.Thread(target=serve, daemon=True).start()
+    yield fetch
+    listener.shutdown(socket.SHUT_RDWR)
+    for connection in (listener, *connections):
+        connection.close()
 
 
-def files(folder):
-    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+def test_glove_is_downloaded_once_and_again_if_the_file_is_damaged(fetch):
+    path = fetch("good")
+    assert path.read_bytes() == ARCHIVE
+    assert fetch("good") == path
+    assert fetch.requests == ["good"]
+
+    path.write_bytes(ARCHIVE[:-100])
+    assert fetch("404") is None
+    assert fetch("good").read_bytes() == ARCHIVE
+    assert fetch.requests == ["good", "404", "good"]
+    assert [*path.parent.iterdir()] == [path]
 
 
-def line_of(capsys):
-    """Return the line after the announcement; Keras shows how far it is."""
+@pytest.mark.parametrize("how", ["404", "wrong", "cut", "stalled", "no server", "no cache"])
+def test_a_failed_download_is_one_line_and_never_used(fetch, tmp_path, capsys, how):
+    if how == "no cache":
+        (tmp_path / "datasets").write_text("a file")
+    assert fetch(how) is None
     announced, line = re.findall(r"^GloVe: .*$", capsys.readouterr().out, re.MULTILINE)
-    assert "fetched, 862 MB, this once; " in announced
-    assert 'glove = "none" (--glove none)' in announced
-    return line
-
-
-def test_vectors_are_fetched_once_and_anew_where_they_are_cut_short(
-    fetch, server, tmp_path, capsys
-):
-    embeddings = fetch("good")
-    assert files(tmp_path) == {CACHED}
-    assert np.array_equal(embeddings[1], KING)
-    assert line_of(capsys).startswith(f"GloVe: {tmp_path / CACHED} knows 2 ")
-    assert np.array_equal(fetch("good"), embeddings)
-    assert server.asked == ["good"]
-
-    (tmp_path / CACHED).write_bytes(ARCHIVE[:-100])
-    assert np.array_equal(fetch("404"), fetch("404", "none"))
-    assert np.array_equal(fetch("good"), embeddings)
-    assert (tmp_path / CACHED).read_bytes() == ARCHIVE
-    assert server.asked == ["good", "404", "good"]
-
-
-@pytest.mark.parametrize("how", ["404", "wrong", "cut", "stalled", "nobody"])
-def test_what_cannot_be_fetched_is_one_line_and_is_never_read(fetch, server, capsys, how):
-    embeddings = fetch(how)
-    failed = line_of(capsys)
-    assert re.match(r"GloVe: not to be had \(.+\), so all words start random; .*\"none\"", failed)
-    assert np.array_equal(embeddings, fetch(how, "none"))
+    assert re.fullmatch(r".* downloading 862 MB once\. .* glove = \"none\" .*", announced)
+    assert re.fullmatch(r"GloVe: not available \(.+\); words are random\. .*\"none\" .*", line)
     assert socket.getdefaulttimeout() is None
-
-    assert np.array_equal(fetch("good")[1], KING)
-    assert server.asked == [*[how] * (how != "nobody"), "good"]
-
-
-def test_data_is_looked_into_first_and_none_asks_nobody(fetch, server, tmp_path, capsys):
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data/glove.6B.zip").write_bytes(ARCHIVE)
-    assert np.array_equal(fetch("good")[1], KING)
-    assert capsys.readouterr().out.startswith("GloVe: data/glove.6B.zip knows 2 ")
-    fetch("good", "none")
-    assert (server.asked, capsys.readouterr().out) == ([], "")
+    if how == "no cache":
+        (tmp_path / "datasets").unlink()
+    assert fetch("good").read_bytes() == ARCHIVE
+    assert fetch.requests == [*[how] * (how in ANSWERS), "good"]
 
 
-def test_a_home_that_cannot_be_written_is_one_line(fetch, server, tmp_path, capsys):
-    (tmp_path / "home").rmdir()
-    (tmp_path / "home").write_text("a file")
-    assert np.array_equal(fetch("good"), fetch("good", "none"))
-    assert line_of(capsys).startswith("GloVe: not to be had (")
-    assert server.asked == []
+def train(**settings):
+    return quatrains.train(**QUICK | {"glove": "auto", "embedding_dim": 50} | settings)
+
+
+MISTAKES = {
+    "the corpus gives 0 samples": {"phrase_len": 99},
+    "prompt has 'kinq', which is not in the corpus .*king": {"prompt": "kinq"},
+    "build_model must turn 2 phrases into": {},
+}
+
+
+@pytest.mark.parametrize("message", MISTAKES)
+def test_mistakes_are_reported_before_a_download(fetch, verses, monkeypatch, message):
+    fetch("404")
+    if not MISTAKES[message]:
+        build_model = quatrains.build_model
+        monkeypatch.setattr(quatrains, "build_model", lambda e, s: build_model(e[1:], s))
+    with pytest.raises(quatrains.UsageError, match=message):
+        train(**MISTAKES[message])
+    assert fetch.requests == ["404"]

@@ -1,4 +1,4 @@
-"""GloVe vectors: both containers, damaged copies, and what starts at random."""
+"""GloVe vectors: both file formats, damaged files, and random vectors."""
 
 import io
 import re
@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import quatrains
+from conftest import QUICK
 
 WORDS = [quatrains.BREAK, "the", "king", "na\u00efve", "zyzzyva"]
 VECTORS = {"the": [0.5] * 50, "king": [-1.25e-1] * 50, "na\u00efve": [2.0] * 50, "unused": [9] * 50}
@@ -33,88 +34,72 @@ def in_a_folder_with_data(tmp_path, monkeypatch):
     (tmp_path / "data").mkdir()
 
 
-def start(glove="auto", dim=50, words=WORDS):
-    settings = quatrains.Settings(glove=str(glove), embedding_dim=dim)
-    return quatrains.start_embeddings(words, settings, np.random.default_rng(3))
+def read(glove="auto"):
+    """Return the embeddings of WORDS, which are 3 before GloVe replaces them."""
+    embeddings = np.full((len(WORDS), 50), 3, np.float32)
+    quatrains.read_glove(quatrains.find_glove(glove, 50), WORDS, embeddings)
+    return embeddings
 
 
-def refused(glove="auto"):
-    """Return the reason in the one line that refuses a GloVe file."""
-    told = r"^GloVe file \S+ cannot be used \((.+)\): .+$"
-    with pytest.raises(quatrains.InputError, match=told) as error:
-        start(glove)
-    return re.match(told, str(error.value))[1]
+# Lines of words that are not in the corpus are not parsed.
+CONTENT = b"caf\xe9 1 2\n\n<unk> x\n" + glove_text() + b"other 1 2 3"
 
 
-@pytest.mark.parametrize(("path", "content"), [(TEXT, glove_text()), (ZIP, pack(glove_text()))])
-def test_known_words_start_from_glove_and_the_others_at_random(path, content, capsys):
+@pytest.mark.parametrize(("path", "content"), [(TEXT, CONTENT), (ZIP, pack(CONTENT))])
+def test_known_words_get_their_vectors_from_text_or_zip(path, content, capsys):
     path.write_bytes(content)
-    embeddings = start()
-    assert (embeddings.shape, embeddings.dtype) == ((5, 50), np.float32)
-    for word in ("the", "king", "na\u00efve"):
-        assert embeddings[WORDS.index(word)] == pytest.approx(np.array(VECTORS[word]))
-    assert np.array_equal(embeddings[[0, 4]], start("none")[[0, 4]])
-    assert re.fullmatch(rf"GloVe: {path} knows 3 .*random\.\n", capsys.readouterr().out)
+    assert np.array_equal(read(), [VECTORS.get(word, [3] * 50) for word in WORDS])
+    line = f"GloVe: {path} has 3 of 4 words; the others are random.\n"
+    assert capsys.readouterr().out == line
 
 
-def test_random_rows_have_the_spread_of_glove_and_any_size():
-    embeddings = start("none", 128, ["w"] * 2000)
-    assert embeddings.shape == (2000, 128)
-    assert embeddings.mean() == pytest.approx(0, abs=0.01)
-    assert embeddings.std() == pytest.approx(0.4, abs=0.01)
+def test_training_starts_from_glove_or_from_random_vectors_with_its_spread(verses):
+    def start(**settings):
+        lm, _ = quatrains.start_experiment(quatrains.make_settings(**QUICK | settings))
+        king = lm.corpus.vocabulary.index("king")
+        embeddings = lm.model.layers[0].get_weights()[0]
+        return embeddings[king], np.delete(embeddings, king, 0)
+
+    TEXT.write_bytes(glove_text())
+    king, others = start(glove="auto", embedding_dim=50, name="auto")
+    assert np.array_equal(king, VECTORS["king"])
+    assert np.array_equal(others, start(glove="none", embedding_dim=50, name="none")[1])
+    # Without GloVe, any size works.
+    _, others = start(glove="none", embedding_dim=1234)
+    assert others.shape[1] == 1234
+    assert (others.mean(), others.std()) == pytest.approx((0, 0.4), abs=0.01)
 
 
-def test_a_named_file_is_read_and_data_not_and_a_text_is_taken_before_the_zip():
+def test_a_given_file_precedes_data_and_a_text_precedes_the_zip():
     TEXT.write_bytes(glove_text({"the": [7] * 50}))
     ZIP.write_bytes(pack(glove_text({"the": [8] * 50})))
     Path("mine.txt").write_bytes(glove_text())
-    for glove, value in (("auto", 7), (ZIP, 8), ("mine.txt", 0.5)):
-        assert start(glove)[1] == pytest.approx(value)
-
-
-@pytest.mark.parametrize("line", [b"caf\xe9 " + b"1 " * 50, b"<unk> 1 2 3", b"other x", b""])
-def test_lines_of_words_that_the_corpus_lacks_are_not_looked_at(line):
-    TEXT.write_bytes(glove_text())
-    whole = start()
-    TEXT.write_bytes(line + b"\n" + glove_text() + line)
-    assert np.array_equal(start(), whole)
+    for glove, value in (("auto", 7), (str(ZIP), 8), ("mine.txt", 0.5)):
+        assert np.array_equal(read(glove)[1], [value] * 50)
 
 
 WORD = glove_text() + b"zyzzyva"
 PACKED = pack(glove_text() * 200)
-END = PACKED.index(b"PK\1\2")  # Of the packed text, where the second header begins.
-
-
-def change(places, value):
-    packed = bytearray(PACKED)
-    for place in places:
-        packed[place : place + len(value)] = value
-    return bytes(packed)
-
-
+END = PACKED.index(b"PK\1\2")  # The second header starts after the compressed text.
+DAMAGED = PACKED[: END - 5] + b"????" + PACKED[END - 1 :]
 BAD_FILES = {
-    "other size": (TEXT, glove_text({"the": [1] * 100}), "the has not 50 numbers"),
-    "cut": (TEXT, WORD + b" 1" * 49 + b"\n", "zyzzyva has not 50 numbers"),
-    "cut at the word": (TEXT, WORD, "zyzzyva has not 50 numbers"),
-    "nan": (TEXT, WORD + b" 1" * 49 + b" nan\n", "zyzzyva has not 50 numbers"),
+    "other size": (TEXT, glove_text({"the": [1] * 100}), "the has 100 numbers, not 50"),
+    "cut": (TEXT, WORD + b" 1" * 49 + b"\n", "zyzzyva has 49 numbers, not 50"),
+    "cut at the word": (TEXT, WORD, "zyzzyva has 0 numbers, not 50"),
     "no number": (TEXT, WORD + b" 1" * 49 + b" x\n", "could not convert string to float"),
-    "no word": (TEXT, glove_text({"unused": [9] * 50}), "it has no word of the corpus"),
+    "no word": (TEXT, glove_text({"unused": [9] * 50}), "none of its words is in the corpus"),
     "zip cut": (ZIP, PACKED[:-30], "not a zip"),
     "zip of other sizes": (ZIP, pack(b"", "glove.6B.100d.txt"), "glove.6B.50d.txt"),
-    "encrypted": (ZIP, change((6, END + 8), b"\1\0"), "encrypted"),
-    "spoilt at the start": (ZIP, change([60], b"????"), ""),
-    "spoilt at the end": (ZIP, change([END - 5], b"????"), ""),
+    "damaged": (ZIP, DAMAGED, ""),
+    "missing": ("nowhere.txt", None, "No such file"),
 }
 
 
 @pytest.mark.parametrize(("path", "content", "reason"), BAD_FILES.values(), ids=BAD_FILES)
 def test_bad_files_are_refused(path, content, reason):
-    path.write_bytes(content)
-    assert reason in refused()
-
-
-def test_missing_files_and_sizes_are_refused():
-    assert "No such file" in refused("nowhere.txt")
-    assert "Is a directory" in refused("data")
-    with pytest.raises(quatrains.InputError, match=r'embedding_dim.*50, 100, 200, 300.*= "none"'):
-        start(dim=128)
+    if content:
+        path.write_bytes(content)
+    line = rf"GloVe file {path} cannot be used \((.+)\): set glove to another, or .*\"none\" .*"
+    with pytest.raises(quatrains.UsageError) as error:
+        read("auto" if content else path)
+    assert reason in re.fullmatch(line, str(error.value))[1]

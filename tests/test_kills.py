@@ -1,4 +1,4 @@
-"""Kills at random moments: whatever comes next finds all trainings whole."""
+"""Kills at random moments: whatever comes next finds all experiments intact."""
 
 import random
 import re
@@ -12,54 +12,54 @@ import quatrains
 from conftest import QUICK, read_curve, read_files, run, start_script, wait_for
 
 NEW = QUICK | {"runs": 100_000, "epochs_per_run": 1}
-GO_ON = {"resume": True, "runs": 100_000}
-# Into compiling, the first writing, the first saving, and the runs after it.
+RESUME = {"resume": True, "use_xla": False, "runs": 100_000}
+# In the first step, the first generation, the first saving, and the runs after it.
 MOMENTS = (("Run ", 3), ("Epoch ", 1), ("Longest ", 0.3), ("Longest ", 2))
 
 
-def train_and_kill(draw, moments, **settings):
-    """Kill a training some time after it has printed a line; return all that it printed."""
-    line, most = draw.choice(moments)
-    number = draw.choice((signal.SIGKILL, signal.SIGTERM))
+def train_and_kill(rng, moments, **settings):
+    """Kill training some time after it has printed a line; return all that it printed."""
+    line, most = rng.choice(moments)
+    number = rng.choice((signal.SIGKILL, signal.SIGTERM))
     process = start_script(".", **settings)
-    told = wait_for(process, line)
-    threading.Timer(draw.uniform(0, most), process.send_signal, [number]).start()
+    output = wait_for(process, line)
+    threading.Timer(rng.uniform(0, most), process.send_signal, [number]).start()
     rest, errors = process.communicate(timeout=60)
     assert (process.returncode, errors) == (-number, "")
-    return told + rest
+    return output + rest
 
 
 FIFTY = [pytest.param((50, 25, seed, MOMENTS), marks=pytest.mark.long) for seed in (2, 3)]
 
 
 @pytest.mark.parametrize("case", [(2, 0, 1, MOMENTS[3:]), *FIFTY])
-def test_what_comes_after_kills_finds_all_whole(verses, tmp_path, monkeypatch, case):
+def test_what_comes_after_kills_finds_all_intact(verses, tmp_path, monkeypatch, case):
     kills, least, seed, moments = case
     monkeypatch.chdir(tmp_path)
-    draw, done, runs = random.Random(seed), 0, {}  # By checkpoint.
+    rng, saved, runs = random.Random(seed), 0, {}  # By checkpoint.
     for _ in range(kills):
         before = read_files(Path())
         path = max(runs, key=lambda path: path.stat().st_mtime_ns, default=None)
-        if path and draw.random() < 0.8:
-            told = train_and_kill(draw, moments, **GO_ON)
-            assert told.startswith(f"Going on after run {runs[path] - 1} of {path.parent}.\n")
+        if path and rng.random() < 0.8:
+            output = train_and_kill(rng, moments, **RESUME)
+            assert output.startswith(f"Resuming {path.parent} after run {runs[path] - 1}.\n")
         else:
-            told = train_and_kill(draw, moments, **NEW)
+            output = train_and_kill(rng, moments, **NEW)
             (lock,) = {*Path().rglob("lock")} - {*before}
             path = lock.with_name("checkpoint.keras")
-        first, *_, last = [int(run) for run in re.findall(r"^Run (\d+)$", told, re.MULTILINE)] * 2
-        assert first == runs.get(path, 0)
+        numbers = [int(number) for number in re.findall(r"^Run (\d+)$", output, re.MULTILINE)]
+        assert numbers[0] == runs.get(path, 0)
         after = read_files(Path())
         others = {file: before[file] for file in before if path.parent not in file.parents}
         assert {file: after.get(file) for file in others} == others
         if path.exists():
-            runs[path] = quatrains.load_checkpoint(path, quatrains.Settings()).runs
-            assert runs[path] in (last, last + 1)
+            runs[path] = quatrains.load_checkpoint(path.parent, {}).completed_runs
+            assert runs[path] - numbers[-1] in (0, 1)
             assert run(generate=1) == 0
             assert read_files(Path()) == after
-        done += path.exists()
+        saved += path.exists()
     for path, number in runs.items():
-        assert run(resume=True, runs=number + 1, logs=path.parent) == 0
+        assert run(**RESUME | {"runs": number + 1}, log_dir=path.parent) == 0
         for half in ("train", "validation"):
             assert [*read_curve(path.parent / half, "loss")] == [*range(1, number + 2)]
-    assert done >= least
+    assert saved >= least

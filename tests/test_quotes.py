@@ -1,11 +1,10 @@
-"""What a model writes: words drawn, drafts and their score, quotes found and avoided, openings."""
-
-from dataclasses import asdict
+"""Generation: sampled words, candidates and how they are ranked, quotes, SLOR, and prompts."""
 
 import numpy as np
 import pytest
 
 import quatrains
+from conftest import write_verses
 from quatrains import Settings, keras
 
 VERSES = [
@@ -15,65 +14,69 @@ VERSES = [
 ]
 
 
-def draw(count, probabilities, temperature=1.0, top_p=1.0):
-    chances = np.tile(np.float32(probabilities), (count, 1))
-    return quatrains.draw_words(chances, temperature, top_p, np.random.default_rng(1))
+def sample(count, probs, temperature=1.0, top_p=1.0):
+    rows = np.tile(np.float32(probs), (count, 1))
+    return quatrains.sample_words(rows, temperature, top_p, np.random.default_rng(1))
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
 @pytest.mark.parametrize("top_p", [0.3, 0.8, 1.0])
-def test_words_are_drawn_at_a_temperature_from_the_nucleus_of_their_row(temperature, top_p):
+def test_words_are_sampled_at_a_temperature_from_the_nucleus_of_their_row(temperature, top_p):
     rows = np.random.default_rng(2).dirichlet(np.ones(12), 2)
-    drawn = draw(30_000, rows, temperature, top_p)
-    for number, expected in enumerate(rows ** (1 / temperature)):
+    sampled = sample(30_000, rows, temperature, top_p)
+    for number, weights in enumerate(rows ** (1 / temperature)):
         kept = []
-        for word in np.argsort(-expected):
-            if expected[kept].sum() < top_p * expected.sum():
+        for word in np.argsort(-weights):
+            if weights[kept].sum() < top_p * weights.sum():
                 kept.append(word)
         assert len(kept) == 12 or top_p < 1
-        counts = np.bincount(drawn[number::2], minlength=12)[kept]
+        counts = np.bincount(sampled[number::2], minlength=12)[kept]
         assert counts.sum() == 30_000
-        wanted = 30_000 * expected[kept] / expected[kept].sum()
+        expected = 30_000 * weights[kept] / weights[kept].sum()
         # At most 11 degrees of freedom: above 40 once in 30,000 seeds.
-        assert ((counts - wanted) ** 2 / wanted).sum() < 40
+        assert ((counts - expected) ** 2 / expected).sum() < 40
 
 
-def test_the_least_and_the_most_that_settings_allow_are_the_likeliest_word_and_any():
-    probabilities, least = [0.2, 0.5, 0.3, 0], quatrains.LEAST
-    assert {*draw(1000, probabilities, temperature=least["temperature"])} == {1}
-    assert {*draw(1000, probabilities, top_p=least["top_p"])} == {1}
-    counts = np.bincount(draw(30_000, probabilities, temperature=2.0**32))
+def test_extreme_settings_sample_the_most_likely_word_or_any():
+    probs = [0.2, 0.5, 0.3, 0]
+    assert {*sample(1000, probs, temperature=0)} == {*sample(1000, probs, top_p=0)} == {1}
+    counts = np.bincount(sample(30_000, probs, temperature=2.0**32))
     assert counts == pytest.approx([10_000] * 3, abs=400)
 
 
-def test_quotes_are_those_a_plain_search_finds():
+def test_quotes_are_those_that_a_plain_search_finds():
     rng = np.random.default_rng(1)
-    # Words that are parts of one another: only whole ones are a quote.
+    # Words that are parts of one another: only whole words count.
     names = ["a", "an", "ana", "na", "b", "ban", "bana", "banana"]
-    source = "\n".join(f" {' '.join(rng.choice(names, 30))} " for _ in range(20))
+    text = "\n".join(f" {' '.join(rng.choice(names, 30))} " for _ in range(20))
     for _ in range(200):
         words = rng.choice([*names, "nab"], rng.integers(0, 33)).tolist()
         runs = [words[i:j] for i in range(len(words)) for j in range(i + 1, len(words) + 1)]
-        found = [run for run in runs if f" {' '.join(run)} " in source]
-        quote = quatrains.longest_quote(words, source)
+        found = [run for run in runs if f" {' '.join(run)} " in text]
+        quote = quatrains.longest_quote(words, text)
         assert len(quote) == max(map(len, found), default=0)
         assert quote in found or not quote
     assert quatrains.longest_quote(list("abcd"), " a b \n c d ") == ["a", "b"]
 
 
-def make_prophet(**bias):
-    corpus = quatrains.index_corpus(VERSES)
+def make_lm(quatrains_read=VERSES, line_ends=False, **bias):
+    corpus = quatrains.index_corpus(quatrains_read, line_ends)
     keras.utils.set_random_seed(1)
-    settings = Settings(gru_dim=8, embedding_dim=8, max_quote=99)
-    embeddings = np.random.default_rng(1).normal(0, 1, (len(corpus.words), 8))
+    settings = Settings(gru_dim=8, embedding_dim=8, max_quote_len=99)
+    embeddings = np.random.default_rng(1).normal(0, 1, (len(corpus.vocabulary), 8))
     model = quatrains.build_model(embeddings, settings)
-    model.layers[-1].bias.assign([bias.get(word, 0) for word in corpus.words])
-    return quatrains.Prophet(settings, corpus, model, 1)
+    model.layers[-1].bias.assign([bias.get(word, 0) for word in corpus.vocabulary])
+    return quatrains.QuatrainLM(settings, corpus, model, None)
 
 
 @pytest.fixture(scope="module")
-def prophet():
-    return make_prophet()
+def lm():
+    return make_lm()
+
+
+def make_draft(lm, text, log_ratios=(1, 0), over=True):
+    token_ids = [*map(lm.corpus.vocabulary.index, text.split()), *[0] * over]
+    return quatrains.Draft(token_ids, [*log_ratios])
 
 
 @pytest.mark.parametrize(
@@ -82,81 +85,114 @@ def prophet():
         ("the king of rome he shall see no", "the king of rome he shall see no", "II.1"),
         ("sun the king of rome , he <LINE1> shall see", "the king of rome he shall see", "I.1"),
         ("moon is gone the king", "moon is gone", "I.2"),
-        ("sun sun", "sun", "I.2"),
     ],
 )
-def test_punctuation_and_ends_of_lines_do_not_hide_a_quote(prophet, text, quote, source):
-    tokens = text.split()
-    found = prophet.describe(tokens, 0.5, raw=True)
-    assert found == (tokens, text, quote.split(), source, 0.5)
+def test_punctuation_and_line_ends_do_not_hide_a_quote(text, quote, source):
+    lm = make_lm(line_ends=True)
+    tokens, draft = text.split(), make_draft(lm, text)
+    expected = (tokens, text, quote.split(), source, 0.5)
+    assert lm.make_quatrain(draft, raw=True) == expected
     verse = quatrains.format_verse(tokens, {"rome": "Rome"})
-    assert str(prophet.describe(tokens, 0.5, raw=False)) == verse
+    assert str(lm.make_quatrain(draft, raw=False)) == verse
 
 
-@pytest.mark.parametrize("start", [[], [1, 2]], ids=str)
-def test_slor_is_the_mean_gain_of_a_token_over_its_frequency(prophet, start):
-    words, counts = prophet.corpus.words, prophet.corpus.counts
-    settings = Settings(**asdict(prophet.settings) | {"temperature": 2})
-    for draft in prophet.draw(50, start, settings, np.random.default_rng(1)):
-        row = np.array([0] * 4 + [words.index(token) for token in draft.tokens])
-        places = range(4 + len(start), len(row))
-        phrases = np.array([row[place - 4 : place] for place in places]).reshape(-1, 4)
-        chances = prophet.model(phrases).numpy()[range(len(places)), row[places]]
-        gains = np.log(chances) - np.log(counts[row[places]] / counts.sum())
-        assert draft.slor == pytest.approx(gains.mean() if len(gains) else 0, abs=1e-5)
+@pytest.mark.parametrize("prompt", ["", "the king"])
+def test_slor_is_the_mean_log_ratio_of_a_token_to_its_frequency(lm, prompt):
+    words, counts = lm.corpus.vocabulary, lm.corpus.counts
+    for quatrain in lm.generate(50, seed=1, prompt=prompt, temperature=2):
+        row = np.array([0] * 4 + [words.index(token) for token in quatrain.tokens])
+        positions = range(4 + len(prompt.split()), len(row))
+        phrases = np.array([row[position - 4 : position] for position in positions]).reshape(-1, 4)
+        probs = lm.model(phrases).numpy()[range(len(positions)), row[positions]]
+        log_ratios = np.log(probs) - np.log(counts[row[positions]] / counts.sum())
+        expected = log_ratios.mean() if len(log_ratios) else 0
+        assert quatrain.slor == pytest.approx(expected, abs=1e-5)
 
 
-@pytest.mark.parametrize(("count", "limit"), [(300, 99), (30, 99), (30, 2), (30, 1)])
-def test_each_is_the_best_of_its_drafts_by_quote_then_form_then_score(prophet, count, limit):
-    def rate(draft):
-        words, ends = len(draft.quote), draft.tokens[-1:] == ["."]
-        return words <= limit, words > 0 and ends, draft.slor
+def test_candidates_are_ranked_by_quote_then_form_then_slor():
+    lm = make_lm(line_ends=True)
+    assert lm.usual_form == (2, True)
 
-    drafts = prophet.draw(300, [], prophet.settings, np.random.default_rng(3))
-    best = [max(drafts[number::count], key=rate) for number in range(count)]
-    best = [draft for draft in best if 0 < len(draft.quote) <= limit]
-    assert len(best) > 0.6 * count
-    written = prophet.write(count, 3, drafts=300 // count, max_quote=limit)
-    assert written[: len(best)] == best
-    assert len(written) == count
-    assert max(len(quatrain.quote) for quatrain in written) <= limit
-    assert prophet.quoted >= max(len(draft.quote) for draft in drafts) > 2
+    def choose(*drafts, limit=4):
+        return drafts.index(lm.choose_line([*drafts], limit))
 
+    # Whole quatrains: two lines and the end of a sentence are the usual form.
+    whole = make_draft(lm, "the moon <LINE1> is gone .")
+    better = make_draft(lm, "sun is king <LINE1> is rome .", [3, 1])
+    no_sentence = make_draft(lm, "moon of moon <LINE1> is sun", [9])
+    one_line = make_draft(lm, "moon is sun .", [9])
+    quote = make_draft(lm, "the king of rome he <LINE1> is gone .", [99])
+    assert choose(whole, better, no_sentence, one_line, quote) == 1
+    assert choose(whole, no_sentence, one_line, quote) == 0
+    assert choose(no_sentence, quote) == 0
+    assert choose(no_sentence, quote, limit=5) == 1
+    assert choose(quote, make_draft(lm, "the queen of rome shall see . .", [100])) == 0
 
-def test_drawing_again_has_an_end(prophet):
-    opening = "the king of rome he shall see no moon"
-    written = prophet.write(3, opening=opening, max_quote=4, seed=1)
-    assert [len(quatrain.quote) for quatrain in written] == [9] * 3
-    assert quatrains.report_quotes(written) == f'Longest quote: 9 words, "{opening}" (II.1).'
-
-
-def test_empty_quatrains_are_not_written():
-    # Most are at once over, some have a mark and no word.
-    often = make_prophet(**{quatrains.BREAK: 3, ".": 3})
-    drawn = often.draw(100, [], often.settings, np.random.default_rng(1))
-    assert {(), (".",)} <= {tuple(draft.tokens) for draft in drawn}
-    assert [bool(quatrain.verse) for quatrain in often.write(20, seed=1)] == [True] * 20
-    always = make_prophet(**{quatrains.BREAK: 50})
-    assert always.write(20, seed=1) == []
-    assert quatrains.report_quotes([]) == "All that was drawn is empty."
+    # The first line of two must end with the first line end, in time.
+    first = make_draft(lm, "moon sun <LINE1>", [1], over=False)
+    cut = make_draft(lm, "moon sun", [9], over=False)
+    assert choose(cut, first, one_line) == 1
+    third = make_draft(lm, "moon <LINE1> sun <LINE1>", [9], over=False)
+    assert choose(third, first) == 1
 
 
-def test_openings_start_every_quatrain(prophet):
-    written = prophet.write(20, opening="The King of\u200bRome,", temperature=2.0)
-    assert {tuple(q.tokens[:5]) for q in written} == {("the", "king", "of", "rome", ",")}
-    assert all(q.verse.startswith("The") for q in written)
-    assert len({q.verse for q in written}) > 1
+def test_every_line_continues_the_best_one_before_it(tmp_path, monkeypatch):
+    read = quatrains.read_corpus(write_verses(tmp_path / "verses.txt"))
+    lm = make_lm(read, line_ends=True, **dict.fromkeys(("<LINE1>", "<LINE2>", "<LINE3>"), 3))
+    kept, started = [], []
+    sample_lines, choose_line = lm.sample_lines, lm.choose_line
+
+    def note_starts(drafts, settings, rng):
+        started.extend(draft.token_ids for draft in drafts)
+        groups = sample_lines(drafts, settings, rng)
+        for draft, group in zip(drafts, groups, strict=True):
+            assert len(group) == settings.best_of == 5
+            for candidate in group:
+                assert candidate.token_ids[: len(draft.token_ids)] == draft.token_ids
+                added = candidate.token_ids[len(draft.token_ids) :]
+                ends = [lm.corpus.vocabulary[token_id].startswith("<") for token_id in added]
+                assert not any(ends[:-1])
+                assert ends[-1] or len(candidate.token_ids) == settings.max_length
+        return groups
+
+    def note_best(candidates, limit):
+        kept.append(choose_line(candidates, limit))
+        return kept[-1]
+
+    monkeypatch.setattr(lm, "sample_lines", note_starts)
+    monkeypatch.setattr(lm, "choose_line", note_best)
+    generated = lm.generate(6, seed=1, best_of=5, max_length=20)
+    assert len(generated) == 6 < len(kept)
+    finished = [draft for draft in kept if not draft.token_ids[-1] or len(draft.token_ids) == 20]
+    assert [lm.decode(draft) for draft in finished] == [each.tokens for each in generated]
+    assert started == [[]] * 6 + [draft.token_ids for draft in kept if draft not in finished]
 
 
-@pytest.mark.parametrize(
-    ("changes", "told"),
-    [
-        ({"opening": "the kin"}, r"opening has 'kin', which the corpus lacks \(near it: king"),
-        ({"opening": "xyzzy"}, r"'xyzzy', which the corpus lacks \(near it: nothing\)"),
-        ({"opening": "the " * 32}, "opening has 32 words: set max_words to more"),
-        ({"top_k": 5}, "top_k is no setting"),
-    ],
-)
-def test_bad_changes_are_explained(prophet, changes, told):
-    with pytest.raises(quatrains.InputError, match=told):
-        prophet.write(2, **changes)
+def test_no_quatrain_is_empty():
+    lm = make_lm(**{quatrains.BREAK: 50})
+    generated = lm.generate(20, seed=1)
+    assert [len(quatrain.tokens) for quatrain in generated] == [1] * 20
+    assert len({quatrain.text for quatrain in generated}) > 3
+
+
+def test_the_prompt_starts_every_quatrain_and_a_seed_repeats_them(lm):
+    one, same, other = (
+        lm.generate(20, seed, prompt="The King of\u200bRome,") for seed in (1, 1, 2)
+    )
+    assert one == same != other
+    starts = {tuple(quatrain.tokens[:5]) for quatrain in one + other}
+    assert starts == {("the", "king", "of", "rome", ",")}
+    assert all(str(quatrain).startswith("The") for quatrain in one)
+
+
+BAD = [
+    ({"prompt": "the kin"}, r"prompt has 'kin', which is not in the corpus \(similar: king"),
+    ({"prompt": "the " * 32}, "prompt has 32 tokens: shorten it, or increase max_length"),
+    ({"temperature": -1}, "temperature = -1 is invalid: expected a number from 0 to inf"),
+]
+
+
+@pytest.mark.parametrize(("overrides", "message"), BAD)
+def test_bad_overrides_are_explained(lm, overrides, message):
+    with pytest.raises(quatrains.UsageError, match=message):
+        lm.generate(2, **overrides)

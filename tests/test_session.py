@@ -1,10 +1,11 @@
-"""The script in a real Jupyter kernel: Run All, edited and run again, interrupted, played with."""
+"""The script in a real Jupyter kernel: as one cell, as cells, edited, interrupted and resumed."""
 
 import os
 import re
 import subprocess
 import sys
 import sysconfig
+import textwrap
 import zipfile
 from contextlib import closing
 from pathlib import Path
@@ -18,13 +19,13 @@ from conftest import QUICK, ROOT, edited, read_files, write_verses
 class Session:
     """A kernel whose working directory is a folder with a copy of the project."""
 
-    def __init__(self, folder, python=sys.executable, **environment):
+    def __init__(self, folder, python=sys.executable):
         write_verses(folder / "verses.txt")
         self.folder = folder
         self.manager = KernelManager()
         self.manager.kernel_spec.argv[0] = str(python)
-        environment = os.environ | environment
-        environment.pop("PYTEST_CURRENT_TEST")  # Or a kernel hides what its children print.
+        environment = dict(os.environ)
+        environment.pop("PYTEST_CURRENT_TEST")  # With it, a kernel hides its children's output.
         self.manager.start_kernel(cwd=str(folder), env=environment)
         self.client = self.manager.client()
         self.client.start_channels()
@@ -63,163 +64,149 @@ def session(tmp_path_factory):
         yield session
 
 
-NO_GPU = re.escape(
-    "quatrains: use_gpu = True, but TensorFlow sees no GPU: install its driver and "
-    '"tensorflow[and-cuda]", or set use_gpu = False'
-)
+LAYERS = "[type(layer).__name__ for layer in lm.model.layers], lm.completed_runs"
 
 
 def cell(**settings):
-    """The script as a cell that trains one run, without XLA, whose compiling takes seconds."""
-    text = edited(**QUICK | {"runs": 1} | settings)
-    return text.replace("jit_compile=True", "jit_compile=False")
+    """The script as one cell that trains one run."""
+    return edited(**QUICK | {"runs": 1} | settings)
 
 
-def trainings(folder):
-    """The folders of the trainings in `logs`, and the bytes of each file in them."""
-    return {training: read_files(training) for training in sorted((folder / "logs").iterdir())}
+def experiments(folder):
+    """The folders of the experiments in `logs`, and the bytes of each file in them."""
+    return {path: read_files(path) for path in sorted((folder / "logs").iterdir())}
 
 
-def test_run_all_edit_run_again_interrupt_and_play(session):
-    """One story in one kernel, as a user lives it."""
-    # Run All, as one cell: the kernel's own arguments are not the script's.
-    _, told = session.run("import sys; '-f' in sys.argv, '__file__' in globals()")
-    assert told == "(True, False)"
-    out, _ = session.run(edited(**QUICK | {"runs": 1, "batch_size": 64}))
+def test_one_cell_is_run_edited_and_run_again_and_its_model_generates(session):
+    out, _ = session.run(cell(batch_size=64))
     assert re.findall(r"^Run (\d)$", out, re.MULTILINE) == ["0"]
     assert re.findall(r"^Epoch (\d/\d)$", out, re.MULTILINE) == ["1/2", "2/2"]
     assert re.search(r"m(\d+)/\1\x1b.*━.* - val_acc: ", out)
-    before = trainings(session.folder)
+    before = experiments(session.folder)
     ((first, content),) = before.items()
     assert re.fullmatch(r"\d{6}-\d{6}-2017", first.name)
 
-    # A mistake is one line, and no traceback.
-    session.run(cell(dropout=2.0), r"quatrains: dropout = 2\.0 will not do: .* from 0 to 0\.99")
-    session.run(cell(use_gpu=True), NO_GPU)
-    session.run(cell(opening="zebra"), "quatrains: opening has 'zebra', which the corpus lacks .*")
+    # A mistake is one line, without a traceback.
+    session.run(cell(dropout=2.0), r"quatrains: dropout = 2\.0 is invalid: .* from 0 to 0\.99")
+    session.run(cell(prompt="zebra"), "quatrains: prompt has 'zebra', which is not in the .*")
     assert session.run("6 * 7") == ("", "42")
-    assert trainings(session.folder) == before
+    assert experiments(session.folder) == before
 
-    # Edited and run again, and interrupted: the earlier training is left alone.
-    out, _ = session.run(cell(gru_dim=9, seed=None, runs=10_000), interrupt_at="Run 3\n")
-    assert "holds the training up to its last whole run" in out
-    after = trainings(session.folder)
-    assert (len(after), after[first]) == (2, content)
-    _, told = session.run("prophet.folder.name, prophet.runs >= 3, len(prophet.write(2))")
-    assert told == str((max(after).name, True, 2))
+    session.run("lm = train(recipe='verse', phrase_len=2, prompt='')")
+    values = "lm.settings.phrase_len, lm.settings.dense_dropout, lm.model.history.epoch"
+    assert session.run(values) == ("", "(2, 0.5, [0, 1])")
+    session.run("train(dropuot=0.1)", r"(?s).*TypeError.*unexpected keyword argument 'dropuot'.*")
+    assert experiments(session.folder)[first] == content
 
-    # Play.
-    write = "print(*prophet.write(3, temperature=0.5, opening='king', seed=1), sep='\\n\\n')"
-    out, _ = session.run(write)
+    generate = "print(*lm.generate(3, temperature=0.5, prompt='king', seed=1), sep='\\n\\n')"
+    out, _ = session.run(generate)
     assert [verse.startswith("King") for verse in out.split("\n\n")] == [True] * 3
-    assert session.run(write) == (out, None)
-    wrong = r"quatrains: opening has 'montain', .* \(near it: mountain.*\)"
-    session.run("prophet.write(1, opening='king montain')", wrong)
+    assert session.run(generate) == (out, None)
+    error = r"quatrains: prompt has 'montain', .* \(similar: mountain.*\)"
+    session.run("lm.generate(1, prompt='king montain')", error)
 
 
-def test_what_is_interrupted_before_its_first_checkpoint_leaves_no_folder(session):
-    before = trainings(session.folder)
-    out, _ = session.run(cell(epochs_per_run=10_000), interrupt_at="Epoch 2/")
-    assert out.endswith("\nNothing is kept, for the first run had not ended.\n")
-    assert trainings(session.folder) == before
-    assert session.run("len(prophet.write(2))") == ("", "2")
+def test_an_interrupted_training_returns_a_model_as_keras_made_it(session):
+    settings = {"epochs_per_run": 10_000, "name": "first run"}
+    out, _ = session.run(cell(**settings), interrupt_at="Epoch 2/")
+    assert out.endswith("\nNothing was saved: the first run was not completed.\n")
+    assert session.run("lm.completed_runs, len(lm.generate(2))") == ("", "(0, 2)")
+    (folder,) = session.folder.glob("logs/*-first run")
+    assert not (folder / "checkpoint.keras").exists()
+
+    # Compiled by XLA, with several steps per call.
+    settings = {"use_xla": True, "batch_size": 64, "seed": None, "runs": 10_000}
+    out, _ = session.run(cell(**settings), interrupt_at="Run 2\n")
+    assert "checkpoint.keras, up to the last completed run.\n" in out
+    code = """
+    x, y = np.ones((96, 1), "int32"), np.ones((96, 1), "int32")
+    begun, losses = int(lm.model.optimizer.iterations), [lm.model.evaluate(x, y, verbose=0)[0]]
+    lm.model.fit(x, y, batch_size=32, epochs=2, verbose=0)
+    lm.model.train_on_batch(x, y)
+    losses.append(lm.model.evaluate(x, y, verbose=0)[0])
+    steps = [int(lm.model.optimizer.iterations) - begun]
+    lm.model.compile("sgd", "sparse_categorical_crossentropy")
+    lm.model.fit(x, y, batch_size=32, verbose=0)
+    losses.append(lm.model.evaluate(x, y, verbose=0)[0])
+    *steps, int(lm.model.optimizer.iterations), losses[0] > losses[1] > losses[2]
+    """
+    assert session.run(textwrap.dedent(code)) == ("", "(7, 3, True)")
 
 
-def test_recipes_are_edited_and_trained_in_cells(session):
-    session.run(cell(recipe="verse"))
-    told = "prophet.settings.phrase_len, prophet.settings.dense_dropout, prophet.runs"
-    assert session.run(told) == ("", "(16, 0.5, 1)")
-    # In a later cell, with the settings of the file and those given.
-    session.run("mine = train(Settings(recipe='verse', phrase_len=2, runs=1))")
-    told = "mine.settings.phrase_len, len(mine.write(2)), len(mine.history.history['val_loss'])"
-    assert session.run(told) == ("", "(2, 2, 2)")
-    wrong = "quatrains: dropuot is no setting: take it out, --help lists all"
-    session.run("train(Settings(dropuot=0.1))", wrong)
-
-
-def test_an_edited_model_acts_and_is_resumed(session):
-    edit = cell().replace("use_cudnn=False,", "").replace("keras.layers.GRU(", "keras.layers.LSTM(")
-    # Resumed with the model of the checkpoint, whatever the cell says by then.
-    for code, number in ((edit, "0"), (cell(runs=2, resume=True), "1")):
-        out, _ = session.run(code)
-        assert re.findall(r"^Run (\d)$", out, re.MULTILINE) == [number]
-        _, layers = session.run("[type(layer).__name__ for layer in prophet.model.layers]")
-        assert layers == "['Embedding', 'LSTM', 'Dense']"
+def test_sections_are_cells_and_an_edited_model_is_trained_and_resumed(session):
+    session.run("%reset -f")
+    # VS Code and Spyder define `__file__`. The kernel's arguments are not the script's.
+    _, value = session.run("import sys; __file__ = 'quatrains.py'; '-f' in sys.argv")
+    assert value == "True"
+    sections = re.split(r"^(?=# %%)", cell(), flags=re.MULTILINE)
+    for section in sections:
+        out, _ = session.run(section)
+    assert re.findall(r"^Run (\d)$", out, re.MULTILINE) == ["0"]
+    assert session.run(LAYERS) == ("", "(['Embedding', 'GRU', 'Dense'], 1)")
+    (model,) = (section for section in sections if section.startswith("# %% Model\n"))
+    edit = re.sub(r"use_cudnn=False,.*", "", model).replace("layers.GRU(", "layers.LSTM(")
+    # Named, in case it starts in the same second as the first experiment.
+    session.run(edit + "\nOVERRIDES['name'] = 'edited'")
+    session.run(sections[-1])
+    assert session.run(LAYERS) == ("", "(['Embedding', 'LSTM', 'Dense'], 1)")
+    # Resumed with the model of the checkpoint, even if the cell has another.
+    session.run(model)
+    out, _ = session.run("lm = train(runs=2, resume=True)")
+    assert re.findall(r"^Run (\d)$", out, re.MULTILINE) == ["1"]
+    assert session.run(LAYERS) == ("", "(['Embedding', 'LSTM', 'Dense'], 2)")
 
 
 def test_percent_run_takes_arguments(session):
     (session.folder / "edited.py").write_text(cell(), encoding="utf-8")
     out, _ = session.run("%run edited.py --gru-dim 7")
     assert "\nRun 0\n" in out
-    assert session.run("prophet.settings.gru_dim, len(prophet.write(2))") == ("", "(7, 2)")
-    # What %run leaves behind does not change how a cell runs afterwards.
-    wrong = "quatrains: gru_dim = 0 will not do: it must be int from 1 to 4294967295"
-    session.run(cell(gru_dim=0), wrong)
-    session.run("%run edited.py --gru-dim 0", wrong)
+    assert session.run("lm.settings.gru_dim, len(lm.generate(2))") == ("", "(7, 2)")
+    # %run does not change how a cell runs afterwards.
+    error = "quatrains: gru_dim = 0 is invalid: expected a whole number from 1 to inf"
+    session.run(cell(gru_dim=0), error)
+    session.run("%run edited.py --gru-dim 0", error)
 
 
 # ==== Packages ====
 
 REQUIREMENTS = (ROOT / "requirements.txt").read_text(encoding="utf-8")
-MISSING = "tensorflow, keras, tensorboard not installed"
-TYPE_PIP = f"quatrains: {MISSING}: type `/.*/python -m pip install -r requirements.txt` in .*"
-MOCK = "from unittest.mock import MagicMock\ndef __getattr__(name): return MagicMock()\n"
-# None of them can train; that no GPU is seen is the first thing that TensorFlow is asked.
-STUBS = {
-    "tensorflow": f"{MOCK}config = MagicMock()\nconfig.list_physical_devices.return_value = []\n",
-    "keras": f"{MOCK}callbacks = MagicMock(Callback=object)\n",
-    "tensorboard": (
-        f"{MOCK}import sys\n"
-        "sys.modules |= {f'tensorboard.plugins{end}': MagicMock() for end in ('', '.hparams')}\n"
-    ),
+MISSING = (
+    "quatrains: packages are missing: run `/.*/python -m pip install -r requirements.txt` in the "
+    "script's folder"
+)
+# The smallest wheel that pip installs, in place of TensorFlow and its packages.
+STUB = {
+    "tensorflow.py": "",
+    "tensorboard.py": "",
+    "keras.py": "raise OSError('imported the stub')",
+    "stub-1.dist-info/METADATA": "Name: stub\nVersion: 1\n",
+    "stub-1.dist-info/WHEEL": "Wheel-Version: 1.0\nTag: py3-none-any\n",
+    "stub-1.dist-info/RECORD": "",
 }
 
 
-@pytest.fixture(scope="module")
-def bare(tmp_path_factory):
-    """A folder with a Python that lacks TensorFlow and its like, and an index of stubs of them."""
-    folder = tmp_path_factory.mktemp("bare")
-    subprocess.run([sys.executable, "-m", "venv", folder / "venv"], check=True)
-    lent = folder / "lent"
-    lent.mkdir()
+def test_missing_packages_are_installed_in_a_notebook_and_named_elsewhere(tmp_path):
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
+    (site,) = tmp_path.glob("venv/lib/python*/site-packages")
     for path in Path(sysconfig.get_path("purelib")).iterdir():
-        if not re.match(r"tensor|keras|pip\b|_?distutils|setuptools|.*\.pth$", path.name):
-            (lent / path.name).symlink_to(path)
-    (site,) = (folder / "venv").glob("lib/python*/site-packages")
-    (site / "lent.pth").write_text(f"{lent}\n")
-    versions = dict(re.findall(r"^(\w+)\D+([\d.]+)", REQUIREMENTS, re.MULTILINE))
-    for name, code in STUBS.items():
-        release = f"{name}-{versions[name]}"
-        about = f"{release}.dist-info"
-        # The smallest wheel that pip installs.
-        with zipfile.ZipFile(folder / f"{release}-py3-none-any.whl", "w") as wheel:
-            wheel.writestr(f"{name}.py", code)
-            wheel.writestr(f"{about}/METADATA", f"Name: {name}\nVersion: {versions[name]}\n")
-            wheel.writestr(f"{about}/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
-            wheel.writestr(f"{about}/RECORD", "")
-    return folder
-
-
-def test_outside_a_session_nothing_is_installed(bare):
-    python = bare / "venv" / "bin" / "python"
-    command = [python, ROOT / "quatrains.py", "--corpus", "verses.txt"]
-    done = subprocess.run(command, cwd=bare, capture_output=True, text=True)
+        if not re.match(r"tensor|keras|pip\b|pkg_|_?distutils|setuptools|.*\.pth$", path.name):
+            (site / path.name).symlink_to(path)
+    with zipfile.ZipFile(tmp_path / "stub-1-py3-none-any.whl", "w") as wheel:
+        for name, content in STUB.items():
+            wheel.writestr(name, content)
+    python = tmp_path / "venv/bin/python"
+    command = [python, ROOT / "quatrains.py"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
-    assert re.fullmatch(f"{TYPE_PIP}\n", done.stderr)
-    assert subprocess.run([*command, "--help"], capture_output=True).returncode == 0
-
-
-def test_a_session_installs_what_it_lacks_or_says_that_it_cannot(bare):
-    python = bare / "venv" / "bin" / "python"
-    script = cell(use_gpu=True)
-    with closing(Session(bare, python, PIP_NO_INDEX="1", PIP_FIND_LINKS=str(bare))) as session:
-        out, _ = session.run(script, TYPE_PIP)
+    assert re.fullmatch(f"{MISSING}\n", done.stderr)
+    with closing(Session(tmp_path, python)) as session:
+        out, _ = session.run(cell(), MISSING)
         assert "Could not open requirements file" in out
-        (bare / "requirements.txt").write_text(REQUIREMENTS)
-        out, _ = session.run(script, NO_GPU)
-        assert out.startswith(f"{MISSING}: installing requirements.txt, which takes minutes.\n")
-        assert str(bare) in session.run("tf.__file__")[1]
-        assert session.run(script, NO_GPU) == ("", None)
+        (tmp_path / "requirements.txt").write_text("./stub-1-py3-none-any.whl\n")
+        imported = r"quatrains: stopped by imported the stub \(check .*\)"
+        out, _ = session.run(cell(), imported)
+        assert out.startswith("Installing requirements.txt, which takes a few minutes.\n")
+        assert session.run(cell(), imported) == ("", None)
 
 
 def test_inline_metadata_equals_the_requirements():
