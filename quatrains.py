@@ -127,9 +127,11 @@ class Settings:
         for field in fields(self):
             type_, value = field.type, getattr(self, field.name)
             low, high = int(type_ is int), MAX_VALUES.get(field.name, math.inf)
-            valid = isinstance(value, int | float if type_ is float else type_)
-            valid &= isinstance(value, bool) is (type_ is bool)
-            valid = valid and (isinstance(value, str | None) or low <= value <= high)
+            valid = (
+                isinstance(value, int | float if type_ is float else type_)
+                and isinstance(value, bool) is (type_ is bool)
+                and (isinstance(value, str | None) or low <= value <= high)
+            )
             if not valid:
                 expected = EXPECTED[type_].format(low, high)
                 raise UsageError(f"{field.name} = {value!r} is invalid: expected {expected}")
@@ -153,6 +155,7 @@ RECIPES = {
         best_of=40,
     ),
 }
+# What a value of each type must be, with its smallest and largest value.
 EXPECTED = {
     bool: "True or False",
     str: "text",
@@ -160,6 +163,7 @@ EXPECTED = {
     int | None: "None or a whole number from {} to {}",
     float: "a number from {} to {}",
 }
+# Other numbers have no maximum.
 MAX_VALUES = {"dropout": 0.99, "dense_dropout": 0.99, "top_p": 1, "seed": 2**32 - 1}
 # Settings that may change on resume: those before the recipe.
 CHANGEABLE_ON_RESUME = {
@@ -203,7 +207,7 @@ def read_command_line(arguments: list) -> dict:
     try:
         overrides, unknown = parser.parse_known_args(arguments)
     except argparse.ArgumentError as error:
-        raise UsageError(f"{error} (--help lists all settings)") from None
+        raise UsageError(f"{error} (--help lists all settings)")
     for argument in unknown:
         similar = find_similar(argument.strip("-").replace("-", "_"), Settings.__annotations__)
         raise UsageError(f"unknown argument {argument} (similar settings: {similar})")
@@ -228,7 +232,7 @@ def one_line_errors(*system_errors: type[Exception]):
         elif not isinstance(error, UsageError):
             message = f"stopped by {message} (check disk space, memory and permissions)"
         if IN_NOTEBOOK:
-            raise UsageError(message) from None
+            raise UsageError(message)
         print(f"quatrains: {message}", file=sys.stderr)
         sys.stdout = None  # Its buffer may hold what could not be written.
         sys.exit(status)
@@ -334,7 +338,7 @@ def read_corpus(path: str) -> list:
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(
             f"corpus cannot be read from {Path.cwd()} ({error}): set corpus to a UTF-8 text file"
-        ) from None
+        )
     quatrains = split_quatrains(normalize(text))
     if not quatrains:
         raise UsageError(f"corpus {path} contains no words: set corpus to another text file")
@@ -448,7 +452,7 @@ def read_glove(path: Path, vocabulary: list, embeddings: np.ndarray):
     except Exception as error:  # Malformed files raise many kinds of errors.
         raise UsageError(
             f"GloVe file {path} cannot be used ({error}): set glove to another, or {WITHOUT_GLOVE}"
-        ) from None
+        )
     known = f"{len(vocabulary) - len(unknown):,} of {len(vocabulary) - 1:,} words"
     print(f"GloVe: {path} has {known}; the others are random.")
 
@@ -462,12 +466,9 @@ def make_windows(corpus: Corpus, phrase_len: int, whole: bool) -> np.ndarray:
     `whole` puts a full phrase of breaks before it, which gives n + 1. The windows are shuffled, in
     an order that depends only on the corpus."""
     token_ids = {token: token_id for token_id, token in enumerate(corpus.vocabulary)}
-    breaks = [0] * phrase_len
-    rows = [[token_ids[token] for token in tokens] + breaks for tokens in corpus.tokens]
-    row = np.concatenate([breaks, *rows]).astype(np.int32)
-    windows = np.lib.stride_tricks.sliding_window_view(row, phrase_len + 1)
-    # Only the first break after a quatrain is a target.
-    windows = windows[(windows[:, -2:] > 0).any(1)]
+    breaks, view = [0] * phrase_len, np.lib.stride_tricks.sliding_window_view
+    rows = [[*breaks, *map(token_ids.get, tokens), 0] for tokens in corpus.tokens]
+    windows = np.concatenate([view(np.array(row, np.int32), phrase_len + 1) for row in rows])
     windows = np.random.default_rng(0).permutation(windows)
     if not whole:
         windows = windows[(windows[:, :-1] == 0).sum(1) < 2]
@@ -559,6 +560,8 @@ def check_model(model: keras.Model, vocab_size: int, phrase_len: int):
 # %% Training
 # Runs of several epochs, each followed by new quatrains.
 
+STEPS_PER_CALL = 8  # At most, in `fast_training`. More gain nothing.
+
 
 def train(**overrides: Any) -> "QuatrainLM":
     """Train with the settings at the top and overrides, such as `recipe="verse"`. In a notebook,
@@ -610,8 +613,8 @@ def start_experiment(settings: Settings) -> tuple:
     keras.utils.clear_session()  # Otherwise a second model would have an `embedding_1`.
     keras.utils.set_random_seed(settings.seed)
     model = build_model(embeddings, settings)
-    start = time.strftime("%y%m%d-%H%M%S")
-    folder = Path(settings.log_dir, f"{start}-{settings.name or settings.recipe}")
+    name = f"{time.strftime('%y%m%d-%H%M%S')}-{settings.name or settings.recipe}"
+    folder = Path(settings.log_dir, name)
     folder.mkdir(parents=True)
     return QuatrainLM(settings, corpus, model, folder), samples
 
@@ -711,8 +714,8 @@ class RunCallback(keras.callbacks.ProgbarLogger):
         """Generate quatrains, log them, and save a checkpoint."""
         lm, settings = self.lm, self.lm.settings
         lm.completed_runs += 1
-        seed = [settings.seed, lm.completed_runs, 1]
-        quatrains = lm.generate(settings.quatrains_per_run, seed)
+        seeds = [settings.seed, lm.completed_runs, 1]
+        quatrains = lm.generate(settings.quatrains_per_run, seeds)
         print()
         print(*quatrains, sep="\n" if settings.raw else "\n\n")
         print(f"\n{report_quotes(quatrains)}")
@@ -830,9 +833,10 @@ class QuatrainLM:
         if len(candidates) == 1:
             return candidates[0]
         ranked = sorted(candidates, key=rank, reverse=True)
-        quotes = (longest_quote(self.decode(draft), self.corpus_text) for draft in ranked)
-        short = (len(quote) <= max_quote_len for quote in quotes)
-        return next(itertools.compress(ranked, short), ranked[0])
+        for draft in ranked:
+            if len(longest_quote(self.decode(draft), self.corpus_text)) <= max_quote_len:
+                return draft
+        return ranked[0]
 
     def decode(self, draft: Draft) -> list:
         """Return the tokens of a draft, without its break."""
@@ -854,9 +858,9 @@ def encode_prompt(prompt: str, vocabulary: list, max_length: int) -> list:
     tokens = tokenize(normalize(prompt))
     for token in tokens:
         if token not in vocabulary:
-            similar = find_similar(token, vocabulary)
             raise UsageError(
-                f"prompt has {token!r}, which is not in the corpus (similar: {similar})"
+                f"prompt has {token!r}, which is not in the corpus "
+                f"(similar: {find_similar(token, vocabulary)})"
             )
     if len(tokens) >= max_length:
         raise UsageError(f"prompt has {len(tokens)} tokens: shorten it, or increase max_length")
@@ -949,8 +953,7 @@ def wrap_lines(words: list) -> list:
     bonus = [10 * (word[-1] in PUNCTUATION) for word in words]
     cuts = [0]
     for quarter in (1, 2, 3):
-        costs = abs(ends - ends[-1] * quarter / 4) - bonus
-        costs = costs[cuts[-1] : len(words) - 4 + quarter]
+        costs = (abs(ends - ends[-1] * quarter / 4) - bonus)[cuts[-1] : len(words) - 4 + quarter]
         if costs.size:
             cuts.append(cuts[-1] + 1 + costs.argmin())
     return [words[start:end] for start, end in itertools.pairwise([*cuts, len(words)])]
@@ -1012,7 +1015,7 @@ def load_checkpoint(log_dir: str, overrides: dict) -> QuatrainLM:
         raise UsageError(
             f"checkpoint {path} cannot be loaded, so set log_dir to another experiment's folder, "
             f"or fix this: {error}"
-        ) from None
+        )
     for name in overrides.keys() - CHANGEABLE_ON_RESUME:
         if overrides[name] != saved.get(name):
             raise UsageError(
@@ -1040,7 +1043,7 @@ def locked(folder: Path):
         except BlockingIOError:
             raise UsageError(
                 f"another process is training in {folder}: let it finish, or start a new experiment"
-            ) from None
+            )
         except (ImportError, OSError):
             pass  # Windows and some file systems have no such locks.
         yield
@@ -1123,8 +1126,6 @@ def log_embedding(folder: Path, model: keras.Model, vocabulary: list):
 # %% Speed
 # Without this section and the line that uses it, `fit` trains the same model, but slower.
 
-STEPS_PER_CALL = 8  # At most. Each call copies the weights; more steps gain nothing.
-
 
 @contextlib.contextmanager
 def fast_training(model: keras.Model, steps: int):
@@ -1145,7 +1146,11 @@ def fast_training(model: keras.Model, steps: int):
         train_steps([tf.stack(arrays) for arrays in batches])
         return model.get_metrics_result()
 
-    print("Compiling the first training steps, which takes about half a minute.")
+    # A trace that creates variables would be repeated.
+    phrase = np.zeros((1, *model.input_shape[1:]), np.int32)
+    model.test_step((phrase, phrase[:, :1]))
+    model.optimizer.build(model.trainable_variables)
+    print("The first epoch takes up to a minute longer, because the training steps are compiled.")
     with mock.patch.multiple(
         model, steps_per_execution=steps, train_function=train_function, test_function=None
     ):
@@ -1176,6 +1181,5 @@ def hash_bits(bits: tf.Tensor) -> tf.Tensor:
 
 if __name__ == "__main__":
     with one_line_errors(tf.errors.ResourceExhaustedError):
-        lm = (generate_from_checkpoint if make_settings(**OVERRIDES).generate else train)(
-            **OVERRIDES
-        )
+        generates = make_settings(**OVERRIDES).generate
+        lm = generate_from_checkpoint(**OVERRIDES) if generates else train(**OVERRIDES)
