@@ -826,11 +826,11 @@ class QuatrainLM:
             tokens = self.decode(draft)
             form = verse_form(tokens)
             fits = form == self.usual_form
-            if draft.token_ids[-1]:  # The quatrain is not over.
+            if draft.token_ids[-1]:  # Without a break, more lines follow.
                 fits = form[0] < self.usual_form[0] and tokens[-1] == f"<LINE{form[0]}>"
             return fits, np.mean(draft.log_ratios or 0)
 
-        if len(candidates) == 1:
+        if len(candidates) == 1:  # Saves the search for quotes.
             return candidates[0]
         ranked = sorted(candidates, key=rank, reverse=True)
         for draft in ranked:
@@ -1146,7 +1146,7 @@ def fast_training(model: keras.Model, steps: int):
         train_steps([tf.stack(arrays) for arrays in batches])
         return model.get_metrics_result()
 
-    # A trace that creates variables would be repeated.
+    # tf.function traces again if a trace creates variables, so create them now.
     model.optimizer.build(model.trainable_variables)
     probs = np.ones((1, model.output_shape[-1]), np.float32)
     model.compute_metrics(None, np.zeros((1, 1), np.int32), probs)
