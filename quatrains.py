@@ -41,7 +41,7 @@ import time
 import unicodedata
 import zipfile
 from collections import Counter
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -57,7 +57,7 @@ class Settings:
     # Name of the experiment's folder in `log_dir`, after its start time. Empty: that of the recipe.
     name: str = ""
     # TensorBoard's log directory. Every experiment has a subfolder with its logs and checkpoint.
-    # To resume or generate from a certain experiment, set this to its subfolder.
+    # To resume or generate from a certain experiment, set this to its subfolder or checkpoint.
     log_dir: str = "logs"
     # Random seed. Makes training reproducible on the same machine; None picks one at random.
     seed: int | None = None
@@ -74,7 +74,8 @@ class Settings:
     max_length: int = 32
     # Print bare tokens, one quatrain per line, instead of formatted verse.
     raw: bool = False
-    # Sampling temperature. Below 1 gives safer text, above 1 wilder text; near 0 repeats itself.
+    # Sampling temperature. Below 1 gives safer text, above 1 wilder text. 0 takes the likeliest
+    # word; very low temperatures repeat themselves.
     temperature: float = 1.0
     # Nucleus sampling: use only the most likely words that add up to this probability. 1 is off.
     top_p: float = 1.0
@@ -90,7 +91,8 @@ class Settings:
     # Set of overrides from RECIPES in quatrains.py: "2017" (as published) or "verse" (whole
     # quatrains). The command line overrides the recipe, and the recipe overrides this block.
     recipe: str = "2017"
-    # Training text: quatrains separated by blank lines or, without blank lines, one per line.
+    # Training text: quatrains separated by blank lines or, without blank lines, one per line. See
+    # data/README.md for its format.
     corpus: str = "data/quatrains.txt"
     # Initial word vectors: "none" (random), the path of a GloVe file, or "auto", which takes
     # data/glove.6B.<embedding_dim>d.txt or data/glove.6B.zip, or else downloads the zip.
@@ -135,10 +137,6 @@ class Settings:
             if not valid:
                 expected = EXPECTED[type_].format(low, high)
                 raise UsageError(f"{field.name} = {value!r} is invalid: expected {expected}")
-        if self.recipe not in RECIPES:
-            raise UsageError(
-                f"recipe = {self.recipe!r} is invalid: expected {' or '.join(RECIPES)}"
-            )
 
 
 # Settings that each recipe overrides. Add an entry to define a recipe.
@@ -181,13 +179,17 @@ class UsageError(Exception):
 def make_settings(**overrides: Any) -> Settings:
     """Combine defaults, recipe and overrides; later ones win. Raise UsageError if one is
     invalid."""
-    return Settings(**RECIPES.get(overrides.get("recipe", Settings.recipe), {}) | overrides)
+    recipe = overrides.get("recipe", Settings.recipe)
+    if recipe not in RECIPES:
+        raise UsageError(f"recipe = {recipe!r} is invalid: expected {' or '.join(RECIPES)}")
+    return Settings(**RECIPES[recipe] | overrides)
 
 
 # %% Command line and imports
 # Arguments are checked before the imports, which take seconds.
 
-IN_NOTEBOOK = "ipykernel" in sys.modules  # Or another Jupyter client.
+# In a session, errors and Ctrl-C leave Python running: Jupyter, IPython, and `python -i`.
+IN_SESSION = "IPython" in sys.modules or bool(sys.flags.interactive)
 
 
 def read_command_line(arguments: list) -> dict:
@@ -222,7 +224,7 @@ def find_similar(word: str, words: Any) -> str:
 @contextlib.contextmanager
 def one_line_errors(*system_errors: type[Exception]):
     """End with one line and an exit status if the user or the system causes an error, or on Ctrl-C.
-    In a notebook, show the line and keep the kernel. Other errors keep their traceback."""
+    In a session, show the line and go on. Other errors keep their traceback."""
     try:
         yield
     except (UsageError, KeyboardInterrupt, OSError, MemoryError, *system_errors) as error:
@@ -231,7 +233,7 @@ def one_line_errors(*system_errors: type[Exception]):
             message, status = "stopped", 130
         elif not isinstance(error, UsageError):
             message = f"stopped by {message} (check disk space, memory and permissions)"
-        if IN_NOTEBOOK:
+        if IN_SESSION:
             raise UsageError(message)
         print(f"quatrains: {message}", file=sys.stderr)
         sys.stdout = None  # Its buffer may hold what could not be written.
@@ -252,10 +254,10 @@ def silent_stderr():
 
 
 def require_packages():
-    """Raise UsageError if packages are missing. In a notebook, install them first."""
+    """Raise UsageError if packages are missing. In a session, install them first."""
     command = [sys.executable, "-m", "pip", "install", "-r", "requirements.txt"]
     missing = not all(map(importlib.util.find_spec, ("tensorflow", "tensorboard")))
-    if missing and IN_NOTEBOOK:
+    if missing and IN_SESSION:
         print("Installing requirements.txt, which takes a few minutes.")
         missing = subprocess.run(command, check=False).returncode
         importlib.invalidate_caches()
@@ -266,11 +268,14 @@ def require_packages():
 if __name__ == "__main__":
     OVERRIDES = {}
     with one_line_errors():
-        if not IN_NOTEBOOK:
+        if not IN_SESSION:
             if hasattr(signal, "SIGPIPE"):
                 signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # No error when piped into `head`.
-            # Flush every line, also into a file. Replace characters that the terminal lacks by "?".
-            sys.stdout.reconfigure(line_buffering=True, errors="replace")
+            for name in ("stdin", "stdout", "stderr"):  # Missing without a console.
+                setattr(sys, name, getattr(sys, name) or Path(os.devnull).open("r+"))  # noqa: SIM115
+            # Flush every line. Files get UTF-8; "?" replaces characters that a terminal lacks.
+            encoding = sys.stdout.encoding if sys.stdout.isatty() else "utf-8"
+            sys.stdout.reconfigure(encoding=encoding, line_buffering=True, errors="replace")
         # In a cell, the arguments are the kernel's. Some editors define `__file__` there.
         if Path(sys.argv[0]).name == Path(globals().get("__file__", "")).name:
             OVERRIDES = read_command_line(sys.argv[1:])
@@ -311,14 +316,34 @@ def prepare_device(settings: Settings) -> str:
 # %% Corpus
 
 BREAK = "<BREAK>"
-PUNCTUATION = ".,;!?"
-SENTENCE_ENDS = ".!?"
-# Characters that the 2017 tokenizer removed, plus typographic quotes, dashes and ellipses. Without
-# `<` and `>`, no word can look like a line-end token such as <LINE1>.
-FILTERS = '"#$%&()*+/:<=>@[\\]^_{|}~`\xab\xbb\u2018\u201a\u201c\u201d\u201e\u2013\u2014\u2026'
-TOKEN = re.compile(rf"[{PUNCTUATION}]|[^\s{re.escape(PUNCTUATION + FILTERS)}]+")
-COMMENT = re.compile(r"^#.*\n?", re.MULTILINE)
-HEADING = re.compile(r"^#.*\b([IVXLCDM]+|\d+)$", re.MULTILINE)  # Restarts the numbering.
+
+
+def find_marks(names: str) -> str:
+    """Return the punctuation marks, in all scripts, whose Unicode names match a pattern."""
+    marks = (c for c in map(chr, range(2**16)) if unicodedata.category(c) == "Po")
+    return "".join(c for c in marks if re.search(names, unicodedata.name(c)))
+
+
+SENTENCE_ENDS = find_marks(
+    "(?<!INVERTED )(FULL STOP|EXCLAMATION MARK|QUESTION MARK|DANDA|SHAD|KHAN|SOF PASUQ)$"
+)
+PUNCTUATION = SENTENCE_ENDS + find_marks("COMMA|SEMICOLON|MYANMAR.* SECTION$")
+# Blocks of Han, Kana and their punctuation, which are written without spaces.
+CJK = "\u2e80-\u312f\u31a0-\u9fff\uf900-\ufaff\uff00-\uffef\U00020000-\U0003ffff"
+# Marks, Han and Kana are tokens of their own. Words are what is left by `normalize` between spaces.
+WORD = rf"[^\s#{PUNCTUATION}{CJK}]"
+TOKEN = re.compile(rf"[{PUNCTUATION}{CJK}]|['-]*(?!['-]){WORD}+")
+COMMENT = re.compile(r"^#(?: .*)?$\n?", re.MULTILINE)
+# A heading restarts the numbering of quatrains.
+HEADING = re.compile(
+    "(?i:(?:act|book|canto|century|chapter|cycle|fit|hymn|ode|part|poem|psalm|scene|section|song|"
+    r"sonnet|stanza|tome|volume) )?([IVXLCDM]+|\d+)\.?"
+)
+# JSON, CSV and HTML.
+MARKUP = re.compile(
+    r'\A\s*[{\[]\s*["{\[]|\A"?[^\W\d]\w*"?(?:[,;\t]"?\w+"?)+\n|","|\\n|</\w|<br\b|<!doctype',
+    re.IGNORECASE,
+)
 
 
 class Corpus(NamedTuple):
@@ -339,33 +364,49 @@ def read_corpus(path: str) -> list:
         raise UsageError(
             f"corpus cannot be read from {Path.cwd()} ({error}): set corpus to a UTF-8 text file"
         )
-    quatrains = split_quatrains(normalize(text))
+    if MARKUP.search(text):
+        raise UsageError(
+            f"corpus {path} looks like JSON, CSV or HTML: set corpus to plain text, with blank "
+            "lines between quatrains"
+        )
+    book = re.split(r"\*\*\* ?START OF[^*]*\*\*\*", text)[-1].split("*** END OF")[0]
+    if book != text:
+        print("Corpus: what is outside Project Gutenberg's START and END lines is left out.")
+    quatrains = split_quatrains(normalize(book))
     if not quatrains:
         raise UsageError(f"corpus {path} contains no words: set corpus to another text file")
     return quatrains
 
 
 def normalize(text: str) -> str:
-    """Normalize to NFC, remove invisible characters, and strip lines. U+2019 is an apostrophe
-    between letters and is removed elsewhere; U+200B separates words."""
-    text = re.sub(r"[^\S\n]|\u200b", " ", text)
-    # Keep the zero-width joiners, which some scripts need.
-    text = "".join(c for c in text if c.isprintable() or c in "\n\u200c\u200d")
-    text = unicodedata.normalize("NFC", text)
-    return re.sub(r"(?<!\w)\u2019|\u2019(?!\w)|^ +| +$", "", text, flags=re.MULTILINE)
+    """Normalize to NFC, spell all apostrophes and hyphens alike, and strip lines. Replace dashes,
+    ellipses, and all punctuation and symbols that are no tokens by spaces. Remove invisible
+    characters."""
+    # Keep the zero-width joiners, which some scripts need, and the `#` of comments.
+    for char in set(text) - set(f"{PUNCTUATION}#'-\u2018\u2019\u2010\u2011\u200c\u200d\n"):
+        if char.isspace() or char == "\u200b" or unicodedata.category(char)[0] in "PS":
+            text = text.replace(char, " ")
+        elif not char.isprintable():
+            text = text.replace(char, "")
+    text = re.sub(r"\u2018([^\u2018]*?)\u2019(?!\w)", r" \1 ", text)  # Quotes, not apostrophes.
+    text = text.translate(str.maketrans("\u2018\u2019\u2010\u2011", " '--"))
+    text = re.sub(r"([-.'])\1+", " ", text)
+    return unicodedata.normalize("NFC", re.sub("^ +| +$", "", text, flags=re.MULTILINE))
 
 
 def split_quatrains(text: str) -> list:
     """Split a normalized text into (number, stanza) pairs, at blank lines or, without any, by
     line."""
     gap = "\n\n" if "\n\n" in COMMENT.sub("", text).strip() else "\n"
-    # The text before the first heading, that heading, the text after it, and so on.
-    parts = HEADING.split(text)
-    quatrains = []
-    for heading, part in zip(["", *parts[1::2]], parts[::2], strict=True):
-        stanzas = filter(TOKEN.search, COMMENT.sub("", part).split(gap))
-        for number, stanza in enumerate(stanzas, 1):
-            quatrains.append((f"{heading}.{number}".lstrip("."), stanza.strip()))
+    # Headings are stanzas of their own, with or without `# `.
+    text = re.sub(rf"^# ({HEADING.pattern})$", rf"{gap}\1{gap}", text, flags=re.MULTILINE)
+    heading, number, quatrains = "", 0, []
+    for stanza in map(str.strip, COMMENT.sub("", text).split(gap)):
+        if match := HEADING.fullmatch(stanza):
+            heading, number = f"{match[1]}.", 0
+        elif TOKEN.search(stanza):
+            number += 1
+            quatrains.append((f"{heading}{number}", stanza))
     return quatrains
 
 
@@ -375,9 +416,14 @@ def tokenize(text: str, line_ends: bool = False) -> list:
     tokens = []
     for number, line in enumerate(filter(TOKEN.search, text.lower().split("\n"))):
         if line_ends and number:
-            tokens.append(f"<LINE{number}>")
+            tokens.append(line_end(number))
         tokens += TOKEN.findall(line)
     return tokens
+
+
+def line_end(number: int) -> str:
+    """Return the token that ends a line. From the twentieth on, all have the same."""
+    return f"<LINE{min(number, 20)}>"
 
 
 def only_words(tokens: list) -> list:
@@ -393,11 +439,37 @@ def index_corpus(quatrains: list, line_ends: bool = False) -> Corpus:
     return Corpus(quatrains, tokens, list(vocabulary), np.array(counts))
 
 
+def describe_corpus(corpus: Corpus, settings: Settings) -> list:
+    """Return lines that say what a corpus has, and what may need a change in it or in the
+    settings."""
+    max_length, words = settings.max_length, [token[0] != "<" for token in corpus.vocabulary]
+    lengths = [len(row) for row in corpus.tokens]
+    longest = int(np.argmax(lengths))
+    lines = {
+        f"Corpus: {settings.corpus} has {len(lengths):,} quatrains, "
+        f"{corpus.counts[words].sum():,} tokens, {sum(words):,} distinct words.": True,
+        f"Quatrain {corpus.quatrains[longest][0]} has {lengths[longest]:,} tokens: put blank lines "
+        "between quatrains.": lengths[longest] > 1000,
+        f"Most quatrains are longer than max_length = {max_length}: to generate whole ones, set "
+        f"max_length = {np.quantile(lengths, 0.9) + 1:.0f}, which fits 90% of them.": (
+            settings.whole_quatrains and np.median(lengths) >= max_length
+        ),
+        "Many quatrains have one or two words: put `# ` before those that are titles.": (
+            np.mean([len(only_words(row)) < 3 for row in corpus.tokens]) > 1 / 3
+        ),
+        "Words are very long: if the script has no spaces, put spaces between words.": (
+            np.mean([len(token) for token in corpus.vocabulary]) > 15
+        ),
+    }
+    return [line for line, applies in lines.items() if applies]
+
+
 # %% GloVe
 
 GLOVE_DIMS = (50, 100, 200, 300)
 GLOVE_URL = "https://nlp.stanford.edu/data/glove.6B.zip"
 GLOVE_SHA256 = "617afb2fe6cbd085c235baf7a465b96f4112bd7f7ccb2b2cbd649fed9cbcf2fb"
+GLOVE_SPREAD = 0.4  # Standard deviation of its numbers.
 WITHOUT_GLOVE = 'set glove = "none" (--glove none)'
 
 
@@ -428,33 +500,58 @@ def find_glove(glove: str, dim: int) -> Path | None:
 
 
 def read_glove(path: Path, vocabulary: list, embeddings: np.ndarray):
-    """Replace embeddings (float32, vocabulary x dim) of words found in a GloVe file: lines of a
-    word and `dim` numbers, separated by single spaces, or a zip of such files. Print how many.
-    Raise UsageError if the file is malformed or has none of the words."""
-    dim = embeddings.shape[1]
-    unknown = {word.encode(): token_id for token_id, word in enumerate(vocabulary)}
+    """Replace embeddings (float32, vocabulary x dim) of words found in a GloVe file. A word that it
+    lacks gets the mean of its parts between apostrophes and hyphens. The others are scaled to the
+    spread of those found. Print how many there are. Raise UsageError if the file does not work."""
+    parts = {word: re.findall("[^'-]+", word) for word in vocabulary}
     try:
-        file = path.open("rb")
-        if path.suffix == ".zip":
-            # Buffered: reading lines from the zip member directly takes three times as long.
-            member = zipfile.ZipFile(file).open(f"glove.6B.{dim}d.txt")  # noqa: SIM115
-            file = io.BufferedReader(member, 2**18)
-        with file:
-            for line in file:
-                word, _, numbers = line.partition(b" ")
-                if word in unknown:
-                    vector = np.array(numbers.split(), np.float32)
-                    if len(vector) != dim:
-                        raise ValueError(f"{word.decode()} has {len(vector)} numbers, not {dim}")
-                    embeddings[unknown.pop(word)] = vector
-        if len(unknown) == len(vocabulary):
-            raise ValueError("none of its words is in the corpus")
+        words = {*parts, *itertools.chain(*parts.values())}
+        vectors = read_vectors(path, embeddings.shape[1], words)
     except Exception as error:  # Malformed files raise many kinds of errors.
         raise UsageError(
             f"GloVe file {path} cannot be used ({error}): set glove to another, or {WITHOUT_GLOVE}"
         )
-    known = f"{len(vocabulary) - len(unknown):,} of {len(vocabulary) - 1:,} words"
-    print(f"GloVe: {path} has {known}; the others are random.")
+    parts |= {word: [word] for word in vectors}
+    known = [word for word in vocabulary if vectors.keys() >= {*parts[word]}]
+    embeddings *= np.std([*vectors.values()]) / GLOVE_SPREAD
+    for word in known:
+        embeddings[vocabulary.index(word)] = np.mean([vectors[part] for part in parts[word]], 0)
+    whole = len(vectors.keys() & known)
+    print(
+        f"GloVe: {path} has {whole:,} of {len(vocabulary) - 1:,} words, and the parts of "
+        f"{len(known) - whole:,} more; the others are random."
+    )
+
+
+def read_vectors(path: Path, dim: int, words: set) -> dict:
+    """Read the vectors (float32, dim) of words from lines of a word and numbers, separated by
+    single spaces, or from a zip of such files. Raise an error if there are none."""
+    file, vectors = path.open("rb"), {}
+    if path.suffix == ".zip":
+        archive = zipfile.ZipFile(file)
+        name = min(archive.namelist(), key=lambda name: not name.endswith(f".{dim}d.txt"))
+        file = archive.open(name)
+    with io.TextIOWrapper(file, "utf-8-sig", "surrogateescape") as lines:
+        first = lines.readline()
+        if re.fullmatch(r"\d+ \d+\s*", first):  # The header of word2vec, fastText and gensim.
+            first = lines.readline()
+        if not re.fullmatch(r"\S+( [-+.\deE]+)+\s*", first):
+            start = first[:40].strip()
+            start = f'"{start}"' if start.isprintable() else "tabs or binary data"
+            raise ValueError(f"it starts with {start}")
+        for line in itertools.chain([first], lines):
+            word, _, numbers = line.partition(" ")
+            if word in words:
+                vector = np.array(numbers.split(), np.float32)
+                size = len(vector)
+                if size != dim and not vectors:
+                    raise ValueError(f"its vectors have {size} numbers: set embedding_dim = {size}")
+                if size != dim:
+                    raise ValueError(f"{word} has {size} numbers, not {dim}")
+                vectors[word] = vector
+    if not vectors:
+        raise ValueError("none of its words is in the corpus")
+    return vectors
 
 
 # %% Samples
@@ -481,8 +578,11 @@ def make_samples(corpus: Corpus, settings: Settings) -> list:
     root of the target's count, or 1. Raise UsageError if there are fewer than 20 samples."""
     windows = make_windows(corpus, settings.phrase_len, settings.whole_quatrains)
     if len(windows) < 20:
+        longest = max(map(len, corpus.tokens))
         raise UsageError(
-            f"the corpus gives {len(windows)} samples, but needs 20: set corpus to a longer text"
+            f"corpus {settings.corpus}, whose longest quatrain has {longest} tokens, gives "
+            f"{len(windows)} samples, but needs 20: lower phrase_len = {settings.phrase_len}, or "
+            "set corpus to a longer text"
         )
     weights = corpus.counts ** (0.5 if settings.class_weights else 0)
     targets = windows[:, -1]
@@ -583,7 +683,7 @@ def train(**overrides: Any) -> "QuatrainLM":
             try:
                 fit_runs(lm, *samples)
             except KeyboardInterrupt:
-                if not IN_NOTEBOOK:
+                if not IN_SESSION:
                     raise
             finally:
                 if (lm.folder / CHECKPOINT).exists():
@@ -604,8 +704,7 @@ def start_experiment(settings: Settings) -> tuple:
     if settings.seed is None:  # Saved with the experiment, so that it can be resumed exactly.
         settings.seed = int.from_bytes(os.urandom(4), "big")
     rng = np.random.default_rng(settings.seed)
-    # Random vectors have the spread of GloVe's.
-    embeddings = rng.normal(0, 0.4, (len(vocabulary), dim)).astype(np.float32)
+    embeddings = rng.normal(0, GLOVE_SPREAD, (len(vocabulary), dim)).astype(np.float32)
     check_model(build_model(embeddings, settings), len(vocabulary), settings.phrase_len)
     glove = find_glove(settings.glove, dim)
     if glove:
@@ -621,19 +720,16 @@ def start_experiment(settings: Settings) -> tuple:
 
 def fit_runs(lm: "QuatrainLM", training: tuple, validation: tuple):
     """Train the remaining runs with Keras's `fit`."""
-    settings, corpus, model = lm.settings, lm.corpus, lm.model
+    settings, model = lm.settings, lm.model
     sizes = f"Train on {len(training[1])} samples, validate on {len(validation[1])} samples"
-    print(settings)
-    print(
-        f"Corpus: {settings.corpus} has {len(corpus.quatrains):,} quatrains, "
-        f"{corpus.counts[1:].sum():,} tokens, {len(corpus.vocabulary) - 1:,} distinct words."
-    )
+    print(settings, *describe_corpus(lm.corpus, settings), sep="\n")
     model.summary()
     # Equal calls of equal batches, so that only one function is compiled.
     batches = len(training[1]) / settings.batch_size
     calls = math.ceil(batches / STEPS_PER_CALL)
     steps = math.ceil(batches / calls)
-    first, last = (runs * settings.epochs_per_run for runs in (lm.completed_runs, settings.runs))
+    first = lm.completed_epochs
+    last = first + (settings.runs - lm.completed_runs) * settings.epochs_per_run
     model.jit_compile &= settings.use_xla  # Keras turns XLA on by itself if there is a GPU.
     fast = settings.use_xla and not model.run_eagerly
     with fast_training(model, steps) if fast else contextlib.nullcontext():
@@ -646,7 +742,7 @@ def fit_runs(lm: "QuatrainLM", training: tuple, validation: tuple):
             validation_batch_size=settings.batch_size,
             callbacks=[*make_callbacks(settings), RunCallback(lm, sizes)],
             shuffle=False,  # `make_dataset` does it.
-            verbose=1 if IN_NOTEBOOK or os.isatty(1) else 2,  # Progress bars where they can update.
+            verbose=1 if IN_SESSION or os.isatty(1) else 2,  # Progress bars where they can update.
         )
 
 
@@ -686,9 +782,8 @@ class RunCallback(keras.callbacks.ProgbarLogger):
 
     def on_epoch_begin(self, epoch, logs=None):
         """Print the start of a run, and reseed dropout."""
-        run, trained = divmod(epoch, self.lm.settings.epochs_per_run)
-        if not trained:
-            print(f"\nRun {run}\n{self.sizes}")
+        if epoch == self.lm.completed_epochs:
+            print(f"\nRun {self.lm.completed_runs}\n{self.sizes}")
         super().on_epoch_begin(epoch)
         # Keras does not save the state of dropout, so it depends on the seed and the epoch.
         rng = np.random.default_rng([self.lm.settings.seed, epoch, 2])
@@ -702,7 +797,9 @@ class RunCallback(keras.callbacks.ProgbarLogger):
         if not np.isfinite(logs["val_loss"]):
             raise UsageError("val_loss is not finite: lower learning_rate and train again")
         log_epoch(self.writers, self.model, epoch, logs)
-        if (epoch + 1) % self.lm.settings.epochs_per_run == 0 and not self.model.stop_training:
+        self.trained = epoch + 1
+        run_end = self.lm.completed_epochs + self.lm.settings.epochs_per_run
+        if self.trained == run_end and not self.model.stop_training:
             self.end_run()
 
     def on_train_end(self, logs=None):
@@ -714,6 +811,7 @@ class RunCallback(keras.callbacks.ProgbarLogger):
         """Generate quatrains, log them, and save a checkpoint."""
         lm, settings = self.lm, self.lm.settings
         lm.completed_runs += 1
+        lm.completed_epochs = self.trained
         seeds = [settings.seed, lm.completed_runs, 1]
         quatrains = lm.generate(settings.quatrains_per_run, seeds)
         print()
@@ -759,6 +857,7 @@ class QuatrainLM:
     model: keras.Model
     folder: Path
     completed_runs: int = 0
+    completed_epochs: int = 0  # Fewer in a run that was stopped early.
 
     def __post_init__(self):
         """Check the prompt, collect corpus statistics, and compile predictions."""
@@ -766,6 +865,12 @@ class QuatrainLM:
         encode_prompt(settings.prompt, corpus.vocabulary, settings.max_length)
         self.casing = learn_casing(corpus.quatrains)
         self.usual_form = Counter(map(verse_form, corpus.tokens)).most_common(1)[0][0]
+        # Without line ends, verse is split into as many lines as the corpus's, if they fit.
+        sizes = [text.count("\n") + 1 for _, text in corpus.quatrains]
+        fitting = math.ceil(settings.max_length * sum(sizes) / corpus.counts[1:].sum())
+        usual_size = Counter(sizes).most_common(1)[0][0]
+        self.line_count = 1 if settings.whole_quatrains else min(usual_size, fitting)
+        self.is_word = [bool(only_words([token])) for token in corpus.vocabulary]
         self.log_unigram_probs = np.log(corpus.counts / corpus.counts.sum())
         # Quotes are compared without punctuation.
         self.corpus_text = "\n".join(f" {' '.join(only_words(row))} " for row in corpus.tokens)
@@ -775,7 +880,7 @@ class QuatrainLM:
         """Generate quatrains line by line, each line the best of its candidates. Overrides are
         settings such as `temperature`, `top_p`, `best_of`, `prompt` and `max_quote_len`; the same
         `seed` gives the same quatrains. Raise UsageError if an override is invalid."""
-        settings = make_settings(**asdict(self.settings) | overrides)
+        settings = replace(self.settings, **overrides)
         prompt = encode_prompt(settings.prompt, self.corpus.vocabulary, settings.max_length)
         rng = np.random.default_rng(seed)
         size = max(1, 1000 // settings.best_of)  # About 1,000 candidates at once, to limit memory.
@@ -800,7 +905,7 @@ class QuatrainLM:
         while active:
             phrases = np.array([([0] * size + ids)[-size:] for ids, _ in active], np.int32)
             probs = np.array(self.predict(phrases))
-            probs[~phrases.any(1), 0] = 0  # No quatrain is empty.
+            probs[~phrases.any(1)] *= self.is_word  # No quatrain is empty.
             sampled = sample_words(probs, settings.temperature, settings.top_p, rng)
             log_probs = np.log(probs[range(len(active)), sampled])
             log_ratios = log_probs - self.log_unigram_probs[sampled]
@@ -827,7 +932,7 @@ class QuatrainLM:
             form = verse_form(tokens)
             fits = form == self.usual_form
             if draft.token_ids[-1]:  # Without a break, more lines follow.
-                fits = form[0] < self.usual_form[0] and tokens[-1] == f"<LINE{form[0]}>"
+                fits = form[0] <= self.usual_form[0] and tokens[-1] == line_end(form[0] - 1)
             return fits, np.mean(draft.log_ratios or 0)
 
         if len(candidates) == 1:  # Saves the search for quotes.
@@ -849,7 +954,7 @@ class QuatrainLM:
         quote = longest_quote(tokens, self.corpus_text)
         before = self.corpus_text.partition(f" {' '.join(quote)} ")[0]
         source = self.corpus.quatrains[before.count("\n")][0] if quote else ""
-        text = " ".join(tokens) if raw else format_verse(tokens, self.casing)
+        text = " ".join(tokens) if raw else format_verse(tokens, self.casing, self.line_count)
         return Quatrain(tokens, text, quote, source, float(np.mean(draft.log_ratios or 0)))
 
 
@@ -915,67 +1020,90 @@ def generate_from_checkpoint(**overrides: Any) -> QuatrainLM:
 # Lines, capitals and punctuation.
 
 
-def learn_casing(quatrains: list) -> dict:
-    """Map each lower-case word to its usual capitalization. Words at the start of a line or
-    sentence do not count."""
-    forms = Counter()
-    for line in "\n".join(text for _, text in quatrains).split("\n"):
-        words = TOKEN.findall(line)
-        forms.update(
-            word for before, word in itertools.pairwise(words) if before not in SENTENCE_ENDS
-        )
+# What may precede a capital: the start of a quatrain, that of a line, and the end of a sentence.
+STARTS = ["", "\n", *SENTENCE_ENDS]
+
+
+class Casing(NamedTuple):
+    """The usual form of each lower-case word, and the STARTS that capitals mostly follow."""
+
+    forms: dict
+    before_capitals: set
+
+
+def learn_casing(quatrains: list) -> Casing:
+    """Learn capitals from a corpus. Lines in capitals do not count. At a start, only inner capitals
+    tell the usual form of a word, and at that of a quatrain, only numerals if all are capitals."""
+    forms, balance = Counter(), Counter(STARTS)
+    for _, text in quatrains:
+        before = ""
+        for line in text.split("\n"):
+            for token in [] if line.isupper() else TOKEN.findall(line):
+                word = token.lower()
+                inner = token not in (word, capitalize(word))
+                initial = not before and token.isupper() and not HEADING.fullmatch(token)
+                if before not in STARTS or (inner and not initial):
+                    forms[token] += 1
+                if before in STARTS and token not in PUNCTUATION:
+                    balance[before] += 1 if token != word else -1
+                before = token
+            before = "\n"
     # The most frequent form comes last and overwrites the others.
-    return {form.lower(): form for form, _ in reversed(forms.most_common())}
+    usual = {form.lower(): form for form, _ in reversed(forms.most_common())}
+    return Casing(usual, {start for start, count in balance.items() if count > 0})
 
 
-def split_lines(tokens: list, casing: dict) -> list:
+def split_lines(tokens: list, casing: Casing) -> list:
     """Split tokens into lines at line-end tokens; capitalize words and attach punctuation. Drop
     punctuation at the start of a line, and keep the last of several marks in a row."""
-    lines, starts_sentence = [[]], True
+    lines, before = [[]], ""
     for token in tokens:
         line = lines[-1]
         if token.startswith("<"):
             lines.append([])
         elif token not in PUNCTUATION:
-            word = casing.get(token, token)
-            line.append(capitalize(word) if starts_sentence else word)
-            starts_sentence = False
+            word = casing.forms.get(token, token)
+            line.append(capitalize(word) if before in casing.before_capitals else word)
+            before = token
         elif line:
             line[-1] = line[-1].rstrip(PUNCTUATION) + token
-            starts_sentence = token in SENTENCE_ENDS
+            before = token
     return [line for line in lines if line]
 
 
-def wrap_lines(words: list) -> list:
-    """Split words into four lines of similar length, or fewer if there are fewer words. Ending a
-    line at punctuation is worth 10 characters of imbalance."""
+def wrap_lines(words: list, count: int) -> list:
+    """Split words into lines of similar length, or fewer if there are fewer words. Ending a line at
+    punctuation is worth 10 characters of imbalance."""
     ends = np.cumsum([len(word) + 1 for word in words])
     bonus = [10 * (word[-1] in PUNCTUATION) for word in words]
     cuts = [0]
-    for quarter in (1, 2, 3):
-        costs = (abs(ends - ends[-1] * quarter / 4) - bonus)[cuts[-1] : len(words) - 4 + quarter]
+    for line in range(1, count):
+        costs = (abs(ends - ends[-1] * line / count) - bonus)[cuts[-1] : len(words) - count + line]
         if costs.size:
             cuts.append(cuts[-1] + 1 + costs.argmin())
     return [words[start:end] for start, end in itertools.pairwise([*cuts, len(words)])]
 
 
-def format_verse(tokens: list, casing: dict) -> str:
+def format_verse(tokens: list, casing: Casing, line_count: int) -> str:
     """Format tokens as verse, with lines, spacing and capitals. Without line-end tokens, split the
-    text into four lines of similar length."""
+    text into `line_count` lines of similar length."""
     lines = split_lines(tokens, casing)
     if len(lines) == 1:
-        lines = wrap_lines(lines[0])
-    return "\n".join(capitalize(" ".join(line)) for line in lines)
+        lines = wrap_lines(lines[0], line_count)
+    texts = map(" ".join, lines)
+    if "\n" in casing.before_capitals:
+        texts = map(capitalize, texts)
+    return re.sub(rf"(?<=[{CJK}]) (?=[{CJK}])", "", "\n".join(texts))
 
 
 def capitalize(text: str) -> str:
     """Put the first letter in title case, which differs from upper case for digraphs."""
-    return text[:1].title() + text[1:]
+    return re.sub(r"\w", lambda letter: letter[0].title(), text, count=1)
 
 
 def verse_form(tokens: list) -> tuple[int, bool]:
     """Return the number of lines, and whether the last token ends a sentence."""
-    return len(split_lines(tokens, {})), bool(tokens) and tokens[-1] in SENTENCE_ENDS
+    return 1 + sum(token[0] == "<" for token in tokens), tokens[-1] in SENTENCE_ENDS
 
 
 # %% Checkpoint
@@ -988,8 +1116,14 @@ def save_checkpoint(lm: QuatrainLM):
     """Save the model and the state of training. A crash leaves the old or the new file intact."""
     new = lm.folder / "unfinished.keras"
     lm.model.save(new)
-    state = {"settings": asdict(lm.settings), "quatrains": lm.corpus.quatrains}
-    state["completed_runs"] = lm.completed_runs
+    state = {
+        "saved_at": time.time(),
+        "dtype_policy": keras.config.dtype_policy().name,
+        "settings": asdict(lm.settings),
+        "quatrains": lm.corpus.quatrains,
+        "completed_runs": lm.completed_runs,
+        "completed_epochs": lm.completed_epochs,
+    }
     with zipfile.ZipFile(new, "a", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("quatrains.json", json.dumps(state))
     with new.open("rb+") as file:
@@ -997,24 +1131,42 @@ def save_checkpoint(lm: QuatrainLM):
     new.replace(lm.folder / CHECKPOINT)
 
 
+def read_json(path: Path, name: str) -> dict:
+    """Read a JSON file in a checkpoint."""
+    with zipfile.ZipFile(path) as archive:
+        return json.loads(archive.read(name))
+
+
+def saved_at(path: Path) -> float:
+    """Return when a checkpoint was saved (s since 1970), or the file's time if it does not say."""
+    try:
+        return read_json(path, "quatrains.json")["saved_at"]
+    except Exception:
+        return path.stat().st_mtime
+
+
 def load_checkpoint(log_dir: str, overrides: dict) -> QuatrainLM:
-    """Load the latest checkpoint in a folder and its subfolders. Raise UsageError if there is none,
-    if it is unreadable, or if the overrides contradict it."""
-    found = Path(log_dir).rglob(CHECKPOINT)
-    path = max(found, key=lambda path: path.stat().st_mtime_ns, default=None)
+    """Load a checkpoint, or the latest one in a folder and its subfolders. Raise UsageError if
+    there is none, if it is unreadable, or if the overrides contradict it."""
+    path = Path(log_dir)
+    if not path.is_file():
+        path = max(path.rglob(CHECKPOINT), key=saved_at, default=None)
     if not path:
         raise UsageError(
             f"{log_dir} has no checkpoint: train first, or set log_dir to an experiment's folder"
         )
+    version = ""
     try:
-        with zipfile.ZipFile(path) as archive:
-            state = json.loads(archive.read("quatrains.json"))
+        version = f" (saved by Keras {read_json(path, 'metadata.json')['keras_version']})"
+        state = read_json(path, "quatrains.json")
         saved, quatrains = state["settings"], state["quatrains"]
+        # Keras itself does not restore loss scaling.
+        keras.config.set_dtype_policy(state["dtype_policy"])
         model = keras.models.load_model(path, globals())
     except Exception as error:  # Damaged files raise many kinds of errors.
         raise UsageError(
-            f"checkpoint {path} cannot be loaded, so set log_dir to another experiment's folder, "
-            f"or fix this: {error}"
+            f"checkpoint {path}{version} cannot be loaded by Keras {keras.__version__}, so set "
+            f"log_dir to another experiment's folder, or fix this: {error}"
         )
     for name in overrides.keys() - CHANGEABLE_ON_RESUME:
         if overrides[name] != saved.get(name):
@@ -1023,9 +1175,10 @@ def load_checkpoint(log_dir: str, overrides: dict) -> QuatrainLM:
                 f"{overrides[name]!r}: remove that, or set log_dir to another experiment's folder"
             )
     fixed = {name: saved[name] for name in saved.keys() - CHANGEABLE_ON_RESUME | {"seed"}}
-    settings = make_settings(**fixed | overrides)
+    settings = Settings(**RECIPES.get(saved["recipe"], {}) | fixed | overrides)
     corpus = index_corpus(quatrains, settings.whole_quatrains)
-    return QuatrainLM(settings, corpus, model, path.parent, state["completed_runs"])
+    runs, epochs = state["completed_runs"], state["completed_epochs"]
+    return QuatrainLM(settings, corpus, model, path.parent, runs, epochs)
 
 
 # %% Logs
@@ -1071,7 +1224,7 @@ def log_experiment(writer: tf.summary.SummaryWriter, lm: QuatrainLM):
         # A fixed batch size keeps arithmetic on it out of the graph.
         words = tf.TensorSpec((settings.batch_size, settings.phrase_len), tf.int32, "words")
         tf.summary.graph(layers.get_concrete_function(words).graph)
-        hparams.hparams(row, trial_id=lm.folder.name)
+        hparams.hparams(row, trial_id=str(lm.folder.relative_to(settings.log_dir)))
 
 
 def log_epoch(writers: dict, model: keras.Model, epoch: int, metrics: dict):
@@ -1090,7 +1243,7 @@ def log_epoch(writers: dict, model: keras.Model, epoch: int, metrics: dict):
 
 def log_run(writers: dict, lm: QuatrainLM, quatrains: list):
     """Log the results of a run: weights, embedding, quatrains, longest quote and SLOR."""
-    with writers[""].as_default(lm.completed_runs * lm.settings.epochs_per_run):
+    with writers[""].as_default(lm.completed_epochs):
         for weight in lm.model.trainable_weights:
             # For large weights, a sample has the same histogram in a tenth of the time.
             values = weight.numpy().ravel()
@@ -1109,7 +1262,7 @@ def log_embedding(folder: Path, model: keras.Model, vocabulary: list):
     """Write the matrices that have one row per word, and the words, for the Projector."""
     (folder / "words.tsv").write_text("\n".join(vocabulary) + "\n", encoding="utf-8")
     config = projector.ProjectorConfig()
-    for number, weight in enumerate(model.trainable_weights):
+    for number, weight in enumerate(model.weights):
         if len(weight.shape) == 2 and weight.shape[0] == len(vocabulary):
             name = f"embedding{number}"
             # With another first byte, TensorBoard may mistake the file for text.
@@ -1147,7 +1300,8 @@ def fast_training(model: keras.Model, steps: int):
         return model.get_metrics_result()
 
     # tf.function traces again if a trace creates variables, so create them now.
-    model.optimizer.build(model.trainable_variables)
+    if not model.optimizer.built:  # With loss scaling, Keras would build it again.
+        model.optimizer.build(model.trainable_variables)
     probs = np.ones((1, model.output_shape[-1]), np.float32)
     model.compute_metrics(None, np.zeros((1, 1), np.int32), probs)
     print("The first epoch takes up to a minute longer, because the training steps are compiled.")
@@ -1170,8 +1324,9 @@ def hash_dropout(values: tf.Tensor, rate: float, seed, noise_shape) -> tf.Tensor
 
 
 def hash_bits(bits: tf.Tensor) -> tf.Tensor:
-    """Hash 32-bit integers with Chris Wellons's lowbias32."""
-    for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B), (16, 1)):
+    """Hash 32-bit integers with Chris Wellons's lowbias32, less its last step, which changes only
+    the lower half of the bits."""
+    for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
         bits ^= tf.bitwise.right_shift(bits, np.uint32(shift))
         bits *= np.uint32(factor)
     return bits

@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import quatrains
 
 NAMES = ("quatrains", "tokens", "distinct words", "training samples", "validation samples")
-COUNTS = (942, 33_626, 4_704, 30_154, 1_588)
+COUNTS = (942, 33_626, 4_703, 30_154, 1_588)
 METRICS = ("loss", "acc", "val_loss", "val_acc")
 RUN_12, TOLERANCES = (21.8, 0.433, 10.8, 0.193), (1.5, 0.03, 0.6, 0.025)
 # Only the direction is known for run 59, not a tolerance.

@@ -46,9 +46,15 @@ def test_early_stopping_ends_training_and_saves_the_best_weights(train, restore)
     assert np.argmin(losses) == 1
     assert len(losses) == len(weights) == 4
     assert lm.completed_runs == 2
+    assert [*read_curve(lm.folder, "slor")] == [3, 4]
     saved = load_weights(lm.folder / "checkpoint.keras")
     assert all(map(np.array_equal, saved, weights[1 if restore else 3]))
     assert all(map(np.array_equal, saved, lm.model.get_weights()))
+    # The next run follows the epoch that was reached.
+    resumed = train(resume=True, runs=3, epochs_per_run=3)
+    assert resumed.model.history.epoch == [4, 5, 6]
+    assert [*read_curve(lm.folder, "slor")] == [3, 4, 7]
+    assert [*read_curve(lm.folder / "train", "loss")] == [1, 2, 3, 4, 5, 6, 7]
 
 
 def test_a_lowered_learning_rate_is_logged_and_stays_low_on_resume(train):

@@ -40,23 +40,41 @@ def test_bundled_corpus_counts():
         assert sizes == [count * 95 // 100, count - count * 95 // 100]
 
 
-def test_punctuation_is_a_token_and_what_spells_words_stays():
-    tokens = "a milk-white tripod's . mars ; m . d . who ? !".split()
-    assert tokenize("A milk-white (tripod's) .mars; M.D.: who?!") == tokens
-    assert tokenize("\u201cTwo\u201d\u2014three/#4\u2026") == ["two", "three", "4"]
-    # Curly quotes between letters are apostrophes.
-    text = normalize("l\u2019\u00e9t\u00e9 \u2018a kings\u2019 tripod\u2019s\u2018 o'er")
-    assert tokenize(text) == ["l\u2019\u00e9t\u00e9", "a", "kings", "tripod\u2019s", "o'er"]
-    # The joiner stays, and both normal forms are one word.
-    persian = "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645"
-    assert tokenize(normalize(f"{persian} \u00c9t e\u0301t")) == [persian, "\u00e9t", "\u00e9t"]
+TOKENS = {
+    "A milk-white (tripod's) .mars; M.D.: who?!": "a milk-white tripod's . mars ; m . d . who ? !",
+    "“Two”—three/#4 5% _six_": "two three 4 5 six",
+    # Two or more hyphens or dots, and all other dashes, part words.
+    "the sea--and -- - so... far -- -- he… 1555–1568": "the sea and so far he 1555 1568",
+    "'twas o'er th' fields, lovin' ' ''him'' 'n'": "'twas o'er th' fields , lovin' him 'n'",
+    # Curly apostrophes are straight, and curly quotes are none.
+    "l’été ‘a king’s’ ’Tis o’": "l'été a king's 'tis o'",
+    "well‐read twenty‑two": "well-read twenty-two",
+    "¡Ay! «Oui» „Ja“ ´x´ y―z ★ 😀": "ay ! oui ja x y z",
+    "مهر، وفا؛ کجا؟ یار۔": ("مهر ، وفا ؛ کجا ؟ یار ۔"),
+    "दिल है॥": "दिल है ॥",
+    "ሰላም። აბ": "ሰላም ። აბ",
+    "春眠不觉晓；雪 3日。": "春 眠 不 觉 晓 ； 雪 3 日 。",
+    "古池や、カエル": "古 池 や 、 カ エ ル",
+}
 
 
-def test_line_ends_are_numbered_tokens():
-    text = "One two,\nThree.\n\u2014\nFour five!"
+@pytest.mark.parametrize(("text", "tokens"), TOKENS.items())
+def test_marks_are_tokens_and_what_spells_words_stays(text, tokens):
+    assert tokenize(normalize(text)) == tokens.split()
+
+
+def test_both_normal_forms_are_one_word_and_joiners_stay():
+    persian = "می\u200cخواهم"
+    assert tokenize(normalize(f"{persian} Ét e\u0301t")) == [persian, "ét", "ét"]
+
+
+def test_line_ends_are_numbered_tokens_up_to_the_twentieth():
+    text = "One two,\nThree.\n\n\nFour five!"
     assert tokenize(text, line_ends=True) == "one two , <LINE1> three . <LINE2> four five !".split()
     assert tokenize(text) == "one two , three . four five !".split()
-    assert tokenize("<LINE1> a <BREAK>", line_ends=True) == ["line1", "a", "break"]
+    assert tokenize(normalize("<LINE1> a"), line_ends=True) == ["line1", "a"]
+    ends = tokenize("\n".join("a" * 40), line_ends=True)[1::2]
+    assert ends == [*(f"<LINE{n}>" for n in range(1, 20)), *["<LINE20>"] * 20]
 
 
 def test_token_ids_are_assigned_by_descending_frequency_and_the_break_is_0():
@@ -122,11 +140,103 @@ def test_every_space_separates_words_and_only_line_ends_separate_lines(tmp_path,
 def test_invisible_characters_are_removed_and_separate_nothing(tmp_path, hidden):
     content = f"{hidden}One tw{hidden}o,{hidden}\n{hidden}\nThree{hidden}\n"
     assert read(tmp_path / "corpus.txt", content) == [("1", "One two,"), ("2", "Three")]
-    assert normalize(f"d{hidden}\u2019{hidden}or e{hidden}\u0301t") == "d\u2019or \u00e9t"
+    assert normalize(f"d{hidden}’{hidden}or e{hidden}\u0301t") == "d'or ét"
 
 
 @pytest.mark.parametrize("gap", ["\n", "\n\n"])
-def test_quatrains_are_numbered_from_headings_and_only_lines_are_comments(tmp_path, gap):
-    lines = ["# By hand", "One #1 # I", "# Book 2", "C# and #", "# a comment", "Three", "# IX", "4"]
-    expected = [("1", "One #1 # I"), ("2.1", "C# and #"), ("2.2", "Three"), ("IX.1", "4")]
-    assert read(tmp_path / "numbered.txt", gap.join(lines)) == expected
+def test_headings_name_the_quatrains_after_them_and_are_none(tmp_path, gap):
+    lines = ["# By hand", "One #1 # I", "# Book 2", "C and #", "#", "#hash tags", "# Canto IX."]
+    lines += ["4 and", "# You and V", "# Poems of 1862", "Sonnet XII.", "x", "13", "y", "Part. 3"]
+    expected = {"1": "One #1 # I", "2.1": "C and #", "2.2": "#hash tags", "IX.1": "4 and"}
+    expected |= {"XII.1": "x", "13.1": "y", "13.2": "Part. 3"}
+    assert read(tmp_path / "numbered.txt", gap.join(lines)) == [*expected.items()]
+
+
+def test_a_numeral_within_a_quatrain_is_none_of_its_headings(tmp_path):
+    content = "# I\nOne\n# a comment\nX\ntwo\n\nVI\n\nthree"
+    expected = [("I.1", "One\nX\ntwo"), ("VI.1", "three")]
+    assert read(tmp_path / "within.txt", content) == expected
+
+
+BOOK = """Title: Odes
+
+*** START OF THE PROJECT GUTENBERG EBOOK ODES,
+BY SOMEONE ***
+
+One
+
+two
+
+*** END OF THE PROJECT GUTENBERG EBOOK ODES ***
+
+Section 1. The license
+"""
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_only_the_book_in_a_gutenberg_file_is_read_and_a_line_says_so(tmp_path, capsys, end):
+    quatrains_read = read(tmp_path / "book.txt", BOOK.replace("\n", end))
+    assert quatrains_read == [("1", "One"), ("2", "two")]
+    assert "Gutenberg" in capsys.readouterr().out
+    read(tmp_path / "plain.txt", "One\n\ntwo")
+    assert capsys.readouterr().out == ""
+
+
+MARKUP = {
+    "objects": '[\n  {"title": "Ode", "lines": ["one two"]}\n]',
+    "lines of JSON": '{"poem": "one"}\n{"poem": "two"}',
+    "CSV": "author,poem\nme,One two\n",
+    "semicolons": '"id";"text"\n1;One',
+    "tabs": "id\tpoem_text\n1\tOne two",
+    "escapes": "title one, Song one two\\nverse three",
+    "a page": "<!DOCTYPE html><p>One",
+    "tags": "One two<br />\nthree",
+    "XML": "One <l>two</l>",
+}
+
+
+@pytest.mark.parametrize("content", MARKUP.values(), ids=MARKUP)
+def test_markup_is_refused(tmp_path, content):
+    with pytest.raises(
+        quatrains.UsageError, match=r"markup.txt looks like .*: set corpus to plain"
+    ):
+        read(tmp_path / "markup.txt", content)
+
+
+@pytest.mark.parametrize(
+    "first", ["[Chorus]", "Go, love, go", "Rain; rain", "{whispered} ah", "<3"]
+)
+def test_verse_is_no_markup(tmp_path, first):
+    assert len(read(tmp_path / "verse.txt", f"{first}\ntwo\n\nthree")) == 2
+
+
+def describe(*texts, **settings):
+    settings = quatrains.make_settings(corpus="mine.txt", **settings)
+    corpus = index_corpus(
+        [(f"{n}", text) for n, text in enumerate(texts)], settings.whole_quatrains
+    )
+    return quatrains.describe_corpus(corpus, settings)
+
+
+def test_the_start_says_what_a_corpus_has_and_what_may_need_a_change():
+    verse = "One, two\nthree four."
+    for recipe in quatrains.RECIPES:
+        assert describe(*[verse] * 9, recipe=recipe)[1:] == []
+    counted = "mine.txt has 2 quatrains, 12 tokens, 6 distinct words."
+    assert describe(verse, verse, recipe="2017") == [f"Corpus: {counted}"]
+    # Line ends are no words.
+    assert describe(verse, verse, recipe="verse")[0] == f"Corpus: {counted}"
+    titles = describe(*["An Ode", verse, "Spring!", verse, verse])
+    assert [line for line in titles if "put `# ` before" in line] == titles[1:]
+    sonnet = "\n".join(["one two three four five six"] * 14)
+    assert describe(sonnet, recipe="2017")[1:] == []
+    (note,) = describe(sonnet, sonnet, verse, recipe="verse")[1:]
+    assert "max_length = 64" in note
+    fitting = int(re.search(r"set max_length = (\d+)", note)[1])
+    assert fitting == 14 * 6 + 13 + 1
+    assert describe(sonnet, sonnet, verse, recipe="verse", max_length=fitting)[1:] == []
+    (note,) = describe(verse, "word " * 1200, verse)[1:]
+    assert note.startswith("Quatrain 1 has 1,200 tokens")
+    thai = "กาลครั้งหนึ่งนานมาแล้ว พระองค์ทรงตรัสกับประชาชน ดวงจันทร์ส่องแสงเหนือแม่น้ำ"
+    (note,) = describe(thai)[1:]
+    assert "put spaces between words" in note

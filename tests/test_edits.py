@@ -31,6 +31,7 @@ LOSS = 'loss="sparse_categorical_crossentropy"'
 METRICS = "metrics=["
 TOP5 = 'metrics=[keras.metrics.SparseTopKCategoricalAccuracy(k=5, name="top5"), '
 BEFORE = "def build_model("
+FIRST = "    vocab_size, dim = embeddings.shape\n"
 FUNCTIONAL = "    model = keras.Model(model.inputs[0], model.outputs[0])\n"
 LSTMS = """\
     model.add(keras.layers.LSTM(8, dropout=0.3, unroll=True, return_sequences=True))
@@ -52,7 +53,10 @@ class Noted(keras.layers.Layer):
 EDITS = {
     "the README's": {WHOLE_GRU: LSTMS, METRICS: TOP5},
     "a dropout": {DENSE: f"    model.add(keras.layers.Dropout(0.3))\n{DENSE}"},
-    "another loss": {LOSS: 'loss="mse"'},
+    "another loss, a frozen embedding": {
+        LOSS: 'loss="mse"',
+        "weights=embeddings": "weights=embeddings, trainable=False",
+    },
     "a functional model": {COMPILE: FUNCTIONAL + COMPILE},
     "loss scaling": {OPTIMIZER: f"keras.optimizers.LossScaleOptimizer({OPTIMIZER}, 1024.0, 3)"},
     "small floats": {
@@ -64,7 +68,12 @@ EDITS = {
 # Edits that leave the metrics as they were.
 SAME = ("loss scaling", "a functional model", "a layer without XLA")
 # The others need --long, because each takes some seconds.
-USUAL = ("the README's", "another loss", "a functional model", "a layer without XLA")
+USUAL = (
+    "the README's",
+    "another loss, a frozen embedding",
+    "a functional model",
+    "a layer without XLA",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -169,6 +178,20 @@ def test_an_edit_holds_in_training_validation_resume_and_generation(unedited, ca
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["king", "king"]
 
 
+def test_mixed_precision_resumes_with_the_state_of_its_optimizer(recwarn):
+    module, lm = train_edit({FIRST: f'    keras.config.set_dtype_policy("mixed_float16")\n{FIRST}'})
+    assert lm.model.optimizer.name == "loss_scale_optimizer"
+    keras.config.set_dtype_policy("float32")  # As in another process.
+    try:
+        resumed = module.train(resume=True, runs=2, log_dir="cut")
+    finally:
+        keras.config.set_dtype_policy("float32")
+    for ours, theirs in ((lm.model, resumed.model), (lm.model.optimizer, resumed.model.optimizer)):
+        pairs = zip(ours.variables, theirs.variables, strict=True)
+        assert all(np.array_equal(one, other) for one, other in pairs)
+    assert not [warning for warning in recwarn if warning.category is UserWarning]
+
+
 OWN = {
     BEFORE: f"""\
 class Blend(keras.layers.Layer):
@@ -249,7 +272,7 @@ WRONG = {
 def test_a_wrong_model_is_reported_before_anything_is_made(edits, message):
     module = load_edit(edits)
     keras.utils.set_random_seed(1)
-    module.IN_NOTEBOOK = True  # Otherwise the line is printed, and the exit status is 2.
+    module.IN_SESSION = True  # Otherwise the line is printed, and the exit status is 2.
     with pytest.raises(Exception, match=message) as raised, module.one_line_errors():
         module.train(**SETTINGS)
     if message.startswith(NUMBERS):

@@ -194,6 +194,36 @@ def test_what_cannot_be_resumed_is_refused_and_left_as_it_is(copied, capsys, cha
     assert_refused(capsys, message.format(copied.parent), **RESUME | changes)
 
 
+@pytest.mark.parametrize("damaged", [False, True])
+def test_the_latest_checkpoint_is_the_one_saved_last_even_if_copied(copied, capsys, damaged):
+    assert run(**QUICK | {"runs": 1, "name": "second"}) == 0
+    second = find_checkpoint(name="*-second")
+    os.utime(copied, (4e9, 4e9))
+    os.utime(second, (5e9, 5e9) if damaged else (9, 9))
+    if damaged:  # It cannot say when it was saved, but its file does.
+        second.write_bytes(b"PK")
+    assert run(generate=1) == (2 if damaged else 0)
+    assert str(second) in capsys.readouterr().err
+    # The path that is printed works as well.
+    assert run(generate=1, log_dir=copied) == 0
+    assert run(**RESUME | {"log_dir": copied, "runs": 3}) == 0
+    out, err = capsys.readouterr()
+    assert err.startswith(f"\nFrom {copied}. ")
+    assert f"Resuming {copied.parent} after run 1.\n" in out
+
+
+def test_a_checkpoint_of_a_recipe_that_was_removed_generates_and_resumes(
+    copied, capsys, monkeypatch
+):
+    monkeypatch.setitem(quatrains.RECIPES, "mine", {"gru_dim": 5, "temperature": 0.5})
+    assert run(**QUICK | {"recipe": "mine"}) == 0
+    monkeypatch.delitem(quatrains.RECIPES, "mine")
+    assert run(generate=2) == 0
+    assert run(**RESUME | {"runs": 3}) == 0
+    assert run(recipe="mine") == 2
+    assert "recipe = 'mine' is invalid: expected 2017 or verse" in capsys.readouterr().err
+
+
 def test_the_latest_checkpoint_is_used_and_named(copied, capsys):
     """In any subfolder of the log directory, and no other experiment changes."""
     assert run(**QUICK | {"runs": 1, "name": "my/second"}) == 0
@@ -244,14 +274,24 @@ DAMAGE = {
     "a folder": lambda path: (path.unlink(), path.mkdir()),
     "of Keras alone": lambda path: keras.models.load_model(path).save(path),
     "broken weights": rewrite("model.weights.h5", b"\x89HDF" + bytes(2000)),
+    "of a newer Keras": lambda path: (
+        rewrite("metadata.json", '{"keras_version": "77.0"}')(path),
+        rewrite("config.json", '{"class_name": "Quantum", "config": {}}')(path),
+    ),
     "code": rewrite("config.json", keras.Sequential([keras.Input((1,)), CODE]).to_json()),
 }
+
+
+READABLE = ("of Keras alone", "of a newer Keras", "broken weights", "code")
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_checkpoint_is_one_line_and_no_file_changes(copied, capsys, damage):
     DAMAGE[damage](copied)
-    assert_refused(capsys, f"checkpoint {copied} cannot be loaded, so set log_dir to", **RESUME)
+    version = "77.0" if "newer" in damage else keras.__version__
+    saved = f" (saved by Keras {version})" if damage in READABLE else ""
+    message = f"checkpoint {copied}{saved} cannot be loaded by Keras {keras.__version__}, so set"
+    assert_refused(capsys, message, **RESUME)
 
 
 def test_a_stopped_experiment_can_be_resumed(tmp_path, monkeypatch, verses):

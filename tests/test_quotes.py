@@ -62,7 +62,7 @@ def test_quotes_are_those_that_a_plain_search_finds():
 def make_lm(quatrains_read=VERSES, line_ends=False, **bias):
     corpus = quatrains.index_corpus(quatrains_read, line_ends)
     keras.utils.set_random_seed(1)
-    settings = Settings(gru_dim=8, embedding_dim=8, max_quote_len=99)
+    settings = Settings(gru_dim=8, embedding_dim=8, max_quote_len=99, whole_quatrains=line_ends)
     embeddings = np.random.default_rng(1).normal(0, 1, (len(corpus.vocabulary), 8))
     model = quatrains.build_model(embeddings, settings)
     model.layers[-1].bias.assign([bias.get(word, 0) for word in corpus.vocabulary])
@@ -92,7 +92,7 @@ def test_punctuation_and_line_ends_do_not_hide_a_quote(text, quote, source):
     tokens, draft = text.split(), make_draft(lm, text)
     expected = (tokens, text, quote.split(), source, 0.5)
     assert lm.make_quatrain(draft, raw=True) == expected
-    verse = quatrains.format_verse(tokens, {"rome": "Rome"})
+    verse = quatrains.format_verse(tokens, lm.casing, lm.line_count)
     assert str(lm.make_quatrain(draft, raw=False)) == verse
 
 
@@ -168,11 +168,26 @@ def test_every_line_continues_the_best_one_before_it(tmp_path, monkeypatch):
     assert started == [[]] * 6 + [draft.token_ids for draft in kept if draft not in finished]
 
 
-def test_no_quatrain_is_empty():
-    lm = make_lm(**{quatrains.BREAK: 50})
-    generated = lm.generate(20, seed=1)
-    assert [len(quatrain.tokens) for quatrain in generated] == [1] * 20
-    assert len({quatrain.text for quatrain in generated}) > 3
+@pytest.mark.parametrize("temperature", [0, 1])
+@pytest.mark.parametrize("token", [quatrains.BREAK, ",", "<LINE1>"])
+def test_every_quatrain_has_a_word(token, temperature):
+    lm = make_lm(line_ends=True, **{token: 50})
+    generated = lm.generate(20, seed=1, temperature=temperature)
+    assert {len(quatrain.tokens) for quatrain in generated} == {1 if token == "<BREAK>" else 32}
+    words = {quatrain.text.rstrip(",") for quatrain in generated}
+    assert all(word.isalpha() for word in words)
+    assert len(words) > 3 or not temperature
+
+
+def test_without_line_ends_there_are_as_many_lines_as_mostly_in_the_corpus():
+    def count_lines(*texts, **kwargs):
+        lm = make_lm([("1", text) for text in texts], **kwargs, **{quatrains.BREAK: -50})
+        return {len(quatrain.text.split("\n")) for quatrain in lm.generate(9, seed=1)}
+
+    assert count_lines("one two\nthree", "four\nfive six", "a\nb\nc") == {2}
+    assert count_lines("one two three four", "five six seven", "a\nb\nc") == {1}
+    # Verse with line ends is never split further.
+    assert count_lines("one two\nthree", "a\nb", line_ends=True, **{"<LINE1>": -50}) == {1}
 
 
 def test_the_prompt_starts_every_quatrain_and_a_seed_repeats_them(lm):

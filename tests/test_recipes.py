@@ -94,7 +94,7 @@ def test_generating_needs_no_recipe_and_verse_has_the_sampled_lines(trained, cap
     path = lm.folder / "checkpoint.keras"
     assert err == f"\nFrom {path}. {quatrains.report_quotes(rows)}\n"
     for row, verse in zip(rows, out.strip("\n").split("\n\n"), strict=True):
-        lines = [tokenize(" ".join(line)) for line in quatrains.split_lines(row.tokens, {})]
+        lines = [tokenize(" ".join(line)) for line in quatrains.split_lines(row.tokens, lm.casing)]
         assert [*map(tokenize, verse.split("\n"))] == lines
     # So small a corpus is learned: four lines, and the end of a sentence. Candidates do the rest.
     assert lm.usual_form == (4, True)

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import pytest
 
@@ -73,14 +74,20 @@ FILES = {
     "small.txt": b"one two three four five six seven",
     "short.txt": b"one, two\n\n" * 50,
     "taken": b"",
+    "table.txt": b"nr,verse\n1,One two three\n" * 50,
 }
 REFUSED = [
     ({"corpus": "nowhere.txt"}, "No such file or directory: 'nowhere.txt'): set corpus to a UTF-8"),
     ({"corpus": "."}, "Is a directory: '.'): set corpus to a UTF-8 text file"),
     ({"corpus": "comments.txt"}, "corpus comments.txt contains no words: set corpus to another"),
     ({"corpus": "cp1252.txt"}, "in position 10: invalid continuation byte): set corpus to a UTF-8"),
-    ({"corpus": "small.txt"}, "the corpus gives 8 samples, but needs 20"),
-    ({"corpus": "short.txt", "phrase_len": 6}, "the corpus gives 0 samples, but needs 20"),
+    ({"corpus": "small.txt"}, "has 7 tokens, gives 8 samples, but needs 20: lower phrase_len = 1"),
+    (
+        {"corpus": "short.txt", "phrase_len": 6},
+        "corpus short.txt, whose longest quatrain has 3 tokens, gives 0 samples, but needs 20: "
+        "lower phrase_len = 6, or set corpus to a longer text",
+    ),
+    ({"corpus": "table.txt"}, "corpus table.txt looks like JSON, CSV or HTML: set corpus to plain"),
     ({"prompt": "Mars and"}, "prompt has 'and', which is not in the corpus (similar: "),
     ({"prompt": "king Mars river", "max_length": 3}, "prompt has 3 tokens: shorten it, or "),
     ({"glove": "vectors.txt"}, "GloVe file vectors.txt cannot be used"),
@@ -132,21 +139,52 @@ def test_output_to_a_full_disk_is_one_line(tmp_path, verses):
     assert re.fullmatch(r"quatrains: stopped by .*No space left on device \(check disk .*\)\n", err)
 
 
-def test_letters_that_the_terminal_lacks_are_question_marks(tmp_path, verses):
+PTY = f"TERM=xterm {sys.executable} -c 'import pty, sys; pty.spawn(sys.argv[1:])'"
+
+
+def test_a_terminal_shows_what_it_can_and_a_file_gets_utf_8(tmp_path, verses):
     text = verses.read_text().replace("king", "k\xe9ng").replace("Mars", "\u0152il")
     (tmp_path / "\xe9.txt").write_text(text, encoding="utf-8")
-    status, out, err = shell(tmp_path, "PYTHONIOENCODING=ascii $TRAIN --corpus \xe9.txt")
-    assert (status, err) == (0, "")
+    status, out, _ = shell(tmp_path, f"PYTHONIOENCODING=ascii {PTY} $TRAIN --corpus \xe9.txt")
+    assert status == 0
     assert "Corpus: ?.txt has 60 quatrains" in out
     assert re.search(r"\b[Kk]\?ng\b", out.partition("Run 0")[2])
     assert "?il" in out
+    assert shell(tmp_path, "PYTHONIOENCODING=cp1250 $SCRIPT --generate 9 --raw > new.txt")[0] == 0
+    words = {*(tmp_path / "new.txt").read_text(encoding="utf-8").split()}
+    assert {"k\xe9ng", "\u0153il"} <= words
+
+
+@pytest.mark.parametrize("closed", ["<&- >&- 2>&-", ">&-"])
+def test_without_standard_streams_it_trains_and_an_error_has_its_status(tmp_path, verses, closed):
+    command = f"$TRAIN {closed}; echo $?; $SCRIPT --generate 0 --seed -1 {closed}; echo $?"
+    assert shell(tmp_path, command)[1] == "0\n2\n"
+    assert [*tmp_path.glob("logs/*/checkpoint.keras")]
+
+
+SESSIONS = {
+    "ipython": "-m IPython --simple-prompt --no-banner --quick --colors=NoColor",
+    "python -i": "-i $NAME --seed -1",
+}
+
+
+@pytest.mark.parametrize("options", SESSIONS.values(), ids=SESSIONS)
+def test_an_error_in_an_interactive_terminal_leaves_it_usable(tmp_path, options):
+    options = options.replace("$NAME", str(ROOT / "quatrains.py"))
+    lines = "" if "-i $" in options else f"%run {ROOT / 'quatrains.py'} --seed -1\n"
+    lines += "print('later', 6 * 7)\n"
+    command = f"{sys.executable} {options} 2>&1"
+    env = os.environ | {"IPYTHONDIR": str(tmp_path)}
+    run = partial(subprocess.run, shell=True, cwd=tmp_path, env=env, capture_output=True, text=True)
+    out = run(command, input=lines).stdout
+    assert ": seed = -1 is invalid: expected None or a whole number from 0 to 4294967295\n" in out
+    assert "later 42" in out
 
 
 def test_a_terminal_shows_a_progress_bar_and_a_pipe_one_line_per_epoch(
     tmp_path, verses, first_training
 ):
-    terminal = f"TERM=xterm {sys.executable} -c 'import pty, sys; pty.spawn(sys.argv[1:])'"
-    status, out, _ = shell(tmp_path, f"{terminal} $TRAIN")
+    status, out, _ = shell(tmp_path, f"{PTY} $TRAIN")
     text = re.sub(r"\x1b\[\d+m|\x08", "", out).replace("\r", "\n").partition("Run 0")[2]
     within = [line for line in text.split("\n") if "\u2501" in line and "val_loss" not in line]
     assert (status, bool(within)) == (0, True)

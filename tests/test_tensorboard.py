@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 import quatrains
-from conftest import ROOT, SMALL, read_curve, run
+from conftest import QUICK, ROOT, SMALL, read_curve, run
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 DRIVER = shutil.which("chromedriver")
@@ -112,21 +112,33 @@ def test_quotes_and_scores_of_every_run_are_logged(experiment):
     assert scores[last] == pytest.approx(mean, rel=1e-4)
 
 
-def test_events_hold_every_weight_and_setting(experiment):
+def read_events(folder):
+    """Read an experiment's events, and its row in HParams."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-    from tensorboard.plugins.hparams import plugin_data_pb2
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-    events = EventAccumulator(str(experiment.folder), size_guidance={"tensors": 0}).Reload()
+    events = EventAccumulator(str(folder), size_guidance={"tensors": 0}).Reload()
+    row = events.PluginTagToContent("hparams")["_hparams_/session_start_info"]
+    return events, HParamsPluginData.FromString(row).session_start_info
+
+
+def test_events_hold_every_weight_and_setting(experiment):
+    events, row = read_events(experiment.folder)
     histograms = [*events.PluginTagToContent("histograms")]
     assert len(histograms) == len(WEIGHTS)
     for name in WEIGHTS:
         (tag,) = [tag for tag in histograms if f"/{tag}".endswith(f"/{name}")]
         assert [event.step for event in events.Tensors(tag)] == experiment.run_ends()
-    row = plugin_data_pb2.HParamsPluginData.FromString(
-        events.PluginTagToContent("hparams")["_hparams_/session_start_info"]
-    ).session_start_info.hparams
     fixed = {*quatrains.Settings.__annotations__} - {*quatrains.CHANGEABLE_ON_RESUME}
-    assert {*row} == {"Experiment", "Layers", *fixed}
+    assert {*row.hparams} == {"Experiment", "Layers", *fixed}
+
+
+def test_experiments_whose_names_end_alike_are_two_rows(verses, monkeypatch):
+    monkeypatch.chdir(verses.parent)
+    for name in ("morning/try", "evening/try"):
+        assert run(**QUICK | {"runs": 1, "name": name}) == 0
+    rows = [read_events(path)[1].group_name for path in sorted(Path("logs").glob("*/try"))]
+    assert len({*rows}) == 2
 
 
 # ==== In the browser, through shadow roots and frames ====
