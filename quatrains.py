@@ -336,12 +336,13 @@ TOKEN = re.compile(rf"[{PUNCTUATION}{CJK}]|['-]*(?!['-]){WORD}+")
 COMMENT = re.compile(r"^#(?: .*)?$\n?", re.MULTILINE)
 # A heading restarts the numbering of quatrains.
 HEADING = re.compile(
-    "(?i:(?:act|book|canto|century|chapter|cycle|fit|hymn|ode|part|poem|psalm|scene|section|song|"
-    r"sonnet|stanza|tome|volume) )?([IVXLCDM]+|\d+)\.?"
+    "(?i:(?:act|book|buch|canto|century|chant|chapter|fit|gesang|hymn|kapitel|libro|livre|ode|part|"
+    r"parte|poem|psalm|scene|section|song|sonnet|soneto|stanza|teil|tome|volume) )?"
+    r"([IVXLCDM]+|\d+)\.?"
 )
 # JSON, CSV and HTML.
 MARKUP = re.compile(
-    r'\A\s*[{\[]\s*["{\[]|\A"?[^\W\d]\w*"?(?:[,;\t]"?\w+"?)+\n|","|\\n|</\w|<br\b|<!doctype',
+    r'\A\s*[{\[]\s*["{\[]|\A"?[^\W\d]\w*"?(?:[,;\t]"?\w+"?)+\n|","|\\n|</[a-z]|<br\b|<!doctype',
     re.IGNORECASE,
 )
 
@@ -369,7 +370,8 @@ def read_corpus(path: str) -> list:
             f"corpus {path} looks like JSON, CSV or HTML: set corpus to plain text, with blank "
             "lines between quatrains"
         )
-    book = re.split(r"\*\*\* ?START OF[^*]*\*\*\*", text)[-1].split("*** END OF")[0]
+    book = re.split(r"\*\*\* ?START OF[^*]*\*\*\*", text)[-1]
+    book = re.split(r"\*\*\* ?END OF", book)[0]
     if book != text:
         print("Corpus: what is outside Project Gutenberg's START and END lines is left out.")
     quatrains = split_quatrains(normalize(book))
@@ -442,20 +444,21 @@ def index_corpus(quatrains: list, line_ends: bool = False) -> Corpus:
 def describe_corpus(corpus: Corpus, settings: Settings) -> list:
     """Return lines that say what a corpus has, and what may need a change in it or in the
     settings."""
-    max_length, words = settings.max_length, [token[0] != "<" for token in corpus.vocabulary]
-    lengths = [len(row) for row in corpus.tokens]
-    longest = int(np.argmax(lengths))
+    max_length, tokens = settings.max_length, corpus.tokens
+    words = [token[0] != "<" for token in corpus.vocabulary]
+    lengths = [len(row) for row in tokens]
+    longest = max(lengths)
     lines = {
         f"Corpus: {settings.corpus} has {len(lengths):,} quatrains, "
         f"{corpus.counts[words].sum():,} tokens, {sum(words):,} distinct words.": True,
-        f"Quatrain {corpus.quatrains[longest][0]} has {lengths[longest]:,} tokens: put blank lines "
-        "between quatrains.": lengths[longest] > 1000,
+        f"Quatrain {corpus.quatrains[lengths.index(longest)][0]} has {longest:,} tokens: put blank "
+        "lines between quatrains.": longest > 1000,
         f"Most quatrains are longer than max_length = {max_length}: to generate whole ones, set "
         f"max_length = {np.quantile(lengths, 0.9) + 1:.0f}, which fits 90% of them.": (
-            settings.whole_quatrains and np.median(lengths) >= max_length
+            settings.whole_quatrains and max_length <= np.median(lengths) < 1000
         ),
         "Many quatrains have one or two words: put `# ` before those that are titles.": (
-            np.mean([len(only_words(row)) < 3 for row in corpus.tokens]) > 1 / 3
+            np.mean([len(only_words(row)) < 3 for row in tokens]) > 1 / 3
         ),
         "Words are very long: if the script has no spaces, put spaces between words.": (
             np.mean([len(token) for token in corpus.vocabulary]) > 15
@@ -512,14 +515,17 @@ def read_glove(path: Path, vocabulary: list, embeddings: np.ndarray):
             f"GloVe file {path} cannot be used ({error}): set glove to another, or {WITHOUT_GLOVE}"
         )
     parts |= {word: [word] for word in vectors}
-    known = [word for word in vocabulary if vectors.keys() >= {*parts[word]}]
     embeddings *= np.std([*vectors.values()]) / GLOVE_SPREAD
-    for word in known:
-        embeddings[vocabulary.index(word)] = np.mean([vectors[part] for part in parts[word]], 0)
-    whole = len(vectors.keys() & known)
+    found = []
+    for token_id, word in enumerate(vocabulary):
+        if vectors.keys() >= {*parts[word]}:
+            embeddings[token_id] = np.mean([vectors[part] for part in parts[word]], 0)
+            found.append(word)
+    whole = len(vectors.keys() & found)
+    total = sum(word[0] != "<" for word in vocabulary)
     print(
-        f"GloVe: {path} has {whole:,} of {len(vocabulary) - 1:,} words, and the parts of "
-        f"{len(known) - whole:,} more; the others are random."
+        f"GloVe: {path} has {whole:,} of {total:,} words, and the parts of "
+        f"{len(found) - whole:,} more; the others are random."
     )
 
 
@@ -542,13 +548,12 @@ def read_vectors(path: Path, dim: int, words: set) -> dict:
         for line in itertools.chain([first], lines):
             word, _, numbers = line.partition(" ")
             if word in words:
-                vector = np.array(numbers.split(), np.float32)
-                size = len(vector)
-                if size != dim and not vectors:
+                vectors[word] = np.array(numbers.split(), np.float32)
+                size = len(vectors[word])
+                if size != dim and len(vectors) == 1:
                     raise ValueError(f"its vectors have {size} numbers: set embedding_dim = {size}")
                 if size != dim:
                     raise ValueError(f"{word} has {size} numbers, not {dim}")
-                vectors[word] = vector
     if not vectors:
         raise ValueError("none of its words is in the corpus")
     return vectors
@@ -870,7 +875,7 @@ class QuatrainLM:
         fitting = math.ceil(settings.max_length * sum(sizes) / corpus.counts[1:].sum())
         usual_size = Counter(sizes).most_common(1)[0][0]
         self.line_count = 1 if settings.whole_quatrains else min(usual_size, fitting)
-        self.is_word = [bool(only_words([token])) for token in corpus.vocabulary]
+        self.is_word = np.isin(corpus.vocabulary, only_words(corpus.vocabulary))
         self.log_unigram_probs = np.log(corpus.counts / corpus.counts.sum())
         # Quotes are compared without punctuation.
         self.corpus_text = "\n".join(f" {' '.join(only_words(row))} " for row in corpus.tokens)
@@ -1131,16 +1136,17 @@ def save_checkpoint(lm: QuatrainLM):
     new.replace(lm.folder / CHECKPOINT)
 
 
-def read_json(path: Path, name: str) -> dict:
-    """Read a JSON file in a checkpoint."""
+def read_state(path: Path) -> dict:
+    """Read what a checkpoint says about its training, and about Keras."""
     with zipfile.ZipFile(path) as archive:
-        return json.loads(archive.read(name))
+        state, metadata = map(archive.read, ("quatrains.json", "metadata.json"))
+    return json.loads(state) | json.loads(metadata)
 
 
 def saved_at(path: Path) -> float:
     """Return when a checkpoint was saved (s since 1970), or the file's time if it does not say."""
     try:
-        return read_json(path, "quatrains.json")["saved_at"]
+        return read_state(path)["saved_at"]
     except Exception:
         return path.stat().st_mtime
 
@@ -1157,8 +1163,8 @@ def load_checkpoint(log_dir: str, overrides: dict) -> QuatrainLM:
         )
     version = ""
     try:
-        version = f" (saved by Keras {read_json(path, 'metadata.json')['keras_version']})"
-        state = read_json(path, "quatrains.json")
+        state = read_state(path)
+        version = f" (saved by Keras {state['keras_version']})"
         saved, quatrains = state["settings"], state["quatrains"]
         # Keras itself does not restore loss scaling.
         keras.config.set_dtype_policy(state["dtype_policy"])

@@ -282,7 +282,7 @@ DAMAGE = {
 }
 
 
-READABLE = ("of Keras alone", "of a newer Keras", "broken weights", "code")
+READABLE = ("of a newer Keras", "broken weights", "code")
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
