@@ -234,10 +234,19 @@ def one_line_errors(*system_errors: type[Exception]):
         elif not isinstance(error, UsageError):
             message = f"stopped by {message} (check disk space, memory and permissions)"
         if IN_SESSION:
+            sys.excepthook = show_error  # `python -i` has no other hook.
             raise UsageError(message)
         print(f"quatrains: {message}", file=sys.stderr)
         sys.stdout = None  # Its buffer may hold what could not be written.
         sys.exit(status)
+
+
+def show_error(kind: type, error: Exception, traceback: Any):
+    """Print an error, without its traceback if it is a UsageError."""
+    if kind is UsageError:
+        print(f"quatrains: {error}", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, traceback)
 
 
 @contextlib.contextmanager
@@ -332,7 +341,7 @@ PUNCTUATION = SENTENCE_ENDS + find_marks("COMMA|SEMICOLON|MYANMAR.* SECTION$")
 CJK = "\u2e80-\u312f\u31a0-\u9fff\uf900-\ufaff\uff00-\uffef\U00020000-\U0003ffff"
 # Marks, Han and Kana are tokens of their own. Words are what is left by `normalize` between spaces.
 WORD = rf"[^\s#{PUNCTUATION}{CJK}]"
-TOKEN = re.compile(rf"[{PUNCTUATION}{CJK}]|['-]*(?!['-]){WORD}+")
+TOKEN = re.compile(rf"[{PUNCTUATION}{CJK}]|['\u200c\u200d-]*(?!['\u200c\u200d-]){WORD}+")
 COMMENT = re.compile(r"^#(?: .*)?$\n?", re.MULTILINE)
 # A heading restarts the numbering of quatrains.
 HEADING = re.compile(
@@ -541,9 +550,9 @@ def read_vectors(path: Path, dim: int, words: set) -> dict:
         first = lines.readline()
         if re.fullmatch(r"\d+ \d+\s*", first):  # The header of word2vec, fastText and gensim.
             first = lines.readline()
+        start = first[:40].strip()
+        start = f'"{start}"' if start.isprintable() else "tabs or binary data"
         if not re.fullmatch(r"\S+( [-+.\deE]+)+\s*", first):
-            start = first[:40].strip()
-            start = f'"{start}"' if start.isprintable() else "tabs or binary data"
             raise ValueError(f"it starts with {start}")
         for line in itertools.chain([first], lines):
             word, _, numbers = line.partition(" ")
@@ -555,7 +564,7 @@ def read_vectors(path: Path, dim: int, words: set) -> dict:
                 if size != dim:
                     raise ValueError(f"{word} has {size} numbers, not {dim}")
     if not vectors:
-        raise ValueError("none of its words is in the corpus")
+        raise ValueError(f"none of its words is in the corpus; it starts with {start}")
     return vectors
 
 

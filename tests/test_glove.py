@@ -108,7 +108,11 @@ BAD_FILES = {
     "cut": (TEXT, WORD + b" 1" * 49 + b"\n", "zyzzyva has 49 numbers, not 50"),
     "cut at the word": (TEXT, WORD, "zyzzyva has 0 numbers, not 50"),
     "no number": (TEXT, WORD + b" 1" * 49 + b" x\n", "could not convert string to float"),
-    "no word": (TEXT, glove_text({"unused": [9] * 50}), "none of its words is in the corpus"),
+    "no word": (
+        TEXT,
+        glove_text({"unused": [9] * 50}),
+        'is in the corpus; it starts with "unused 9 9',
+    ),
     "zip cut": (ZIP, PACKED[:-30], "not a zip"),
     "zip of other sizes": (ZIP, pack(glove_text({"the": [1] * 25}), "x.25d.txt"), "25 numbers"),
     "damaged": (ZIP, DAMAGED, ""),

@@ -1,6 +1,7 @@
 """Experiments over time: checkpoints, resuming, concurrency, interrupts, full disks, generating."""
 
 import contextlib
+import errno
 import io
 import itertools
 import os
@@ -253,6 +254,15 @@ def test_during_training_others_generate_and_train_but_none_resumes_it(copied, c
     assert capsys.readouterr().err.startswith(message)
     assert len([*Path("logs").iterdir()]) == len([*copied.parent.glob("events*")]) == 2
     resume(copied, 4)
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS])
+def test_a_file_system_without_locks_is_trained_on(copied, monkeypatch, number):
+    def refuse(*arguments):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    resume(copied, 3)
 
 
 def rewrite(name, data):
