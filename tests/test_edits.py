@@ -71,7 +71,6 @@ SAME = ("loss scaling", "a functional model", "a layer without XLA")
 USUAL = (
     "the README's",
     "another loss, a frozen embedding",
-    "a functional model",
     "a layer without XLA",
 )
 

@@ -120,7 +120,13 @@ STEPS = {
 }
 
 
-@pytest.mark.parametrize("name", STEPS)
+# The others need --long, because each takes some seconds.
+USUAL = ("the default", "SGD, decaying, another loss, dropout in three layers", "its own step")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.long] * (name not in USUAL)) for name in STEPS]
+)
 def test_steps_and_metrics_are_those_of_keras(name):
     ours, theirs = STEPS[name](), STEPS[name]()
     for our, their in zip(ours.variables, theirs.variables, strict=True):

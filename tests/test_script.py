@@ -155,9 +155,9 @@ def test_a_terminal_shows_what_it_can_and_a_file_gets_utf_8(tmp_path, verses):
     assert {"k\xe9ng", "\u0153il"} <= words
 
 
-@pytest.mark.parametrize("closed", ["<&- >&- 2>&-", ">&-"])
-def test_without_standard_streams_it_trains_and_an_error_has_its_status(tmp_path, verses, closed):
-    command = f"$TRAIN {closed}; echo $?; $SCRIPT --generate 0 --seed -1 {closed}; echo $?"
+def test_without_standard_streams_it_trains_and_an_error_has_its_status(tmp_path, verses):
+    closed = "<&- >&- 2>&-"
+    command = f"$TRAIN {closed}; echo $?; $SCRIPT --seed -1 {closed}; echo $?"
     assert shell(tmp_path, command)[1] == "0\n2\n"
     assert [*tmp_path.glob("logs/*/checkpoint.keras")]
 
