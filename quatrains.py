@@ -1088,14 +1088,17 @@ def split_lines(tokens: list, casing: Casing) -> list:
 def wrap_lines(words: list, count: int) -> list:
     """Split words into lines of similar length, or fewer if there are fewer words. Ending a line at
     punctuation is worth 10 characters of imbalance."""
-    ends = np.cumsum([len(word) + 1 for word in words])
-    bonus = [10 * (word[-1] in PUNCTUATION) for word in words]
-    cuts = [0]
-    for line in range(1, count):
-        costs = (abs(ends - ends[-1] * line / count) - bonus)[cuts[-1] : len(words) - count + line]
-        if costs.size:
-            cuts.append(cuts[-1] + 1 + costs.argmin())
-    return [words[start:end] for start, end in itertools.pairwise([*cuts, len(words)])]
+    lines = []
+    for left in range(min(count, len(words)), 1, -1):
+        costs = [
+            abs(len(" ".join(words[:size])) - len(" ".join(words)) / left)
+            - 10 * (words[size - 1][-1] in PUNCTUATION)
+            for size in range(1, len(words) - left + 2)
+        ]
+        size = 1 + costs.index(min(costs))
+        lines.append(words[:size])
+        words = words[size:]
+    return [*lines, words]
 
 
 def format_verse(tokens: list, casing: Casing, line_count: int) -> str:
