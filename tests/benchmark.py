@@ -188,7 +188,7 @@ def measure_generate(rounds, scripts):
         methods, weights = {}, None
         for name, script in scripts.items():
             with contextlib.redirect_stdout(io.StringIO()):
-                lm = train(script, recipe=recipe, epochs_per_run=1)
+                lm = train(script, recipe=recipe, epochs_per_run=1 if weights else 15)
             weights = weights or lm.model.get_weights()
             lm.model.set_weights(weights)  # Otherwise the lengths of the quatrains would differ.
             methods[name] = getattr(lm, "generate", None) or lm.write
