@@ -1054,11 +1054,10 @@ def learn_casing(quatrains: list) -> Casing:
         for line in text.split("\n"):
             for token in [] if line.isupper() else TOKEN.findall(line):
                 word = token.lower()
-                inner = token not in (word, capitalize(word))
                 initial = not before and token.isupper() and not HEADING.fullmatch(token)
-                if before not in STARTS or (inner and not initial):
+                if before not in balance or (token not in (word, capitalize(word)) and not initial):
                     forms[token] += 1
-                if before in STARTS and token not in PUNCTUATION:
+                if before in balance and token not in PUNCTUATION:
                     balance[before] += 1 if token != word else -1
                 before = token
             before = "\n"
