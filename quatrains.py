@@ -44,6 +44,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
+from statistics import mode
 from typing import Any, NamedTuple
 from unittest import mock
 
@@ -531,9 +532,8 @@ def read_glove(path: Path, vocabulary: list, embeddings: np.ndarray):
             embeddings[token_id] = np.mean([vectors[part] for part in parts[word]], 0)
             found.append(word)
     whole = len(vectors.keys() & found)
-    total = sum(word[0] != "<" for word in vocabulary)
     print(
-        f"GloVe: {path} has {whole:,} of {total:,} words, and the parts of "
+        f"GloVe: {path} has {whole:,} of {len(vocabulary) - 1:,} words, and the parts of "
         f"{len(found) - whole:,} more; the others are random."
     )
 
@@ -559,10 +559,12 @@ def read_vectors(path: Path, dim: int, words: set) -> dict:
             if word in words:
                 vectors[word] = np.array(numbers.split(), np.float32)
                 size = len(vectors[word])
-                if size != dim and len(vectors) == 1:
-                    raise ValueError(f"its vectors have {size} numbers: set embedding_dim = {size}")
                 if size != dim:
-                    raise ValueError(f"{word} has {size} numbers, not {dim}")
+                    raise ValueError(
+                        f"{word} has {size} numbers, not {dim}"
+                        if len(vectors) > 1
+                        else f"its vectors have {size} numbers: set embedding_dim = {size}"
+                    )
     if not vectors:
         raise ValueError(f"none of its words is in the corpus; it starts with {start}")
     return vectors
@@ -878,12 +880,11 @@ class QuatrainLM:
         corpus, settings = self.corpus, self.settings
         encode_prompt(settings.prompt, corpus.vocabulary, settings.max_length)
         self.casing = learn_casing(corpus.quatrains)
-        self.usual_form = Counter(map(verse_form, corpus.tokens)).most_common(1)[0][0]
+        self.usual_form = mode(map(verse_form, corpus.tokens))
         # Without line ends, verse is split into as many lines as the corpus's, if they fit.
         sizes = [text.count("\n") + 1 for _, text in corpus.quatrains]
         fitting = math.ceil(settings.max_length * sum(sizes) / corpus.counts[1:].sum())
-        usual_size = Counter(sizes).most_common(1)[0][0]
-        self.line_count = 1 if settings.whole_quatrains else min(usual_size, fitting)
+        self.line_count = 1 if settings.whole_quatrains else min(mode(sizes), fitting)
         self.is_word = np.isin(corpus.vocabulary, only_words(corpus.vocabulary))
         self.log_unigram_probs = np.log(corpus.counts / corpus.counts.sum())
         # Quotes are compared without punctuation.

@@ -68,11 +68,7 @@ EDITS = {
 # Edits that leave the metrics as they were.
 SAME = ("loss scaling", "a functional model", "a layer without XLA")
 # The others need --long, because each takes some seconds.
-USUAL = (
-    "the README's",
-    "another loss, a frozen embedding",
-    "a layer without XLA",
-)
+USUAL = ("the README's", "another loss, a frozen embedding")
 
 
 @pytest.fixture(autouse=True)

@@ -62,7 +62,7 @@ CONTENTS = {
 @pytest.mark.parametrize(("path", "content"), CONTENTS.values(), ids=CONTENTS)
 def test_words_and_words_of_known_parts_get_vectors_from_text_or_zip(path, content, capsys):
     path.write_bytes(content)
-    words = [*WORDS, "4", "<LINE1>"]
+    words = [*WORDS, "4"]
     embeddings = dict(zip(words, read(words=words), strict=True))
     for name in ("the", "king", "na\u00efve"):
         assert np.array_equal(embeddings[name], VECTORS[name])

@@ -121,7 +121,7 @@ STEPS = {
 
 
 # The others need --long, because each takes some seconds.
-USUAL = ("the default", "SGD, decaying, another loss, dropout in three layers", "its own step")
+USUAL = ("the default", "SGD, decaying, another loss, dropout in three layers")
 
 
 @pytest.mark.parametrize(
