@@ -146,18 +146,18 @@ def edited(**settings):
 def pytest_addoption(parser):
     parser.addoption("--pictures", help="folder for pictures of TensorBoard's tabs")
     parser.addoption("--trainings", help="logs whose pictures are taken, instead of small ones")
-    parser.addoption("--long", action="store_true", help="include the tests that take minutes")
+    parser.addoption("--long", action="store_true", help="include the slowest tests")
 
 
 def pytest_configure(config):
-    config.addinivalue_line("markers", "long: takes over a minute; only with --long, as in CI")
+    config.addinivalue_line("markers", "long: takes many seconds; only with --long, as in CI")
 
 
 def pytest_collection_modifyitems(config, items):
     if not config.getoption("--long"):
         for item in items:
             if item.get_closest_marker("long"):
-                item.add_marker(pytest.mark.skip(reason="takes minutes: --long runs it"))
+                item.add_marker(pytest.mark.skip(reason="slow: --long runs it"))
 
 
 @pytest.fixture

@@ -221,6 +221,7 @@ def surprise(targets, predicted):
 }
 
 
+@pytest.mark.long
 def test_custom_code_trains_eagerly_and_resumes_in_another_process(unedited, capsys):
     module, lm = train_edit(OWN, use_xla=True)
     assert "Compiling" not in capsys.readouterr().out

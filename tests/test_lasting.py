@@ -166,6 +166,7 @@ def test_a_checkpoint_suffices_by_itself(copied):
     assert_equal(copied, alone)
 
 
+@pytest.mark.long
 def test_an_experiment_without_a_seed_keeps_the_one_it_picks(verses, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     unseeded = {name: value for name, value in QUICK.items() if name != "seed"} | {"runs": 1}
