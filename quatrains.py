@@ -189,8 +189,8 @@ def make_settings(**overrides: Any) -> Settings:
 # %% Command line and imports
 # Arguments are checked before the imports, which take seconds.
 
-# In a session, errors and Ctrl-C leave Python running: Jupyter, IPython, and `python -i`.
-IN_SESSION = "IPython" in sys.modules or bool(sys.flags.interactive)
+# In Jupyter, IPython and `python -i`, errors and Ctrl-C leave Python running.
+INTERACTIVE = "IPython" in sys.modules or bool(sys.flags.interactive)
 
 
 def read_command_line(arguments: list) -> dict:
@@ -225,7 +225,7 @@ def find_similar(word: str, words: Any) -> str:
 @contextlib.contextmanager
 def one_line_errors(*system_errors: type[Exception]):
     """End with one line and an exit status if the user or the system causes an error, or on Ctrl-C.
-    In a session, show the line and go on. Other errors keep their traceback."""
+    If Python is interactive, show the line and let it run on. Other errors keep their traceback."""
     try:
         yield
     except (UsageError, KeyboardInterrupt, OSError, MemoryError, *system_errors) as error:
@@ -234,8 +234,8 @@ def one_line_errors(*system_errors: type[Exception]):
             message, status = "stopped", 130
         elif not isinstance(error, UsageError):
             message = f"stopped by {message} (check disk space, memory and permissions)"
-        if IN_SESSION:
-            sys.excepthook = show_error  # `python -i` has no other hook.
+        if INTERACTIVE:
+            sys.excepthook = show_error  # For `python -i`; IPython has its own hook, in UsageError.
             raise UsageError(message)
         print(f"quatrains: {message}", file=sys.stderr)
         sys.stdout = None  # Its buffer may hold what could not be written.
@@ -264,10 +264,10 @@ def silent_stderr():
 
 
 def require_packages():
-    """Raise UsageError if packages are missing. In a session, install them first."""
+    """Raise UsageError if packages are missing. If Python is interactive, install them first."""
     command = [sys.executable, "-m", "pip", "install", "-r", "requirements.txt"]
     missing = not all(map(importlib.util.find_spec, ("tensorflow", "tensorboard")))
-    if missing and IN_SESSION:
+    if missing and INTERACTIVE:
         print("Installing requirements.txt, which takes a few minutes.")
         missing = subprocess.run(command, check=False).returncode
         importlib.invalidate_caches()
@@ -278,10 +278,10 @@ def require_packages():
 if __name__ == "__main__":
     OVERRIDES = {}
     with one_line_errors():
-        if not IN_SESSION:
+        if not INTERACTIVE:
             if hasattr(signal, "SIGPIPE"):
                 signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # No error when piped into `head`.
-            for name in ("stdin", "stdout", "stderr"):  # Missing without a console.
+            for name in ("stdin", "stdout", "stderr"):  # None without a console.
                 setattr(sys, name, getattr(sys, name) or Path(os.devnull).open("r+"))  # noqa: SIM115
             # Flush every line. Files get UTF-8; "?" replaces characters that a terminal lacks.
             encoding = sys.stdout.encoding if sys.stdout.isatty() else "utf-8"
@@ -328,10 +328,17 @@ def prepare_device(settings: Settings) -> str:
 BREAK = "<BREAK>"
 
 
-def find_marks(names: str) -> str:
+# Unicode's names of all punctuation but dashes, brackets and quotation marks.
+MARK_NAMES = {
+    char: unicodedata.name(char)
+    for char in map(chr, range(2**16))
+    if unicodedata.category(char) == "Po"
+}
+
+
+def find_marks(pattern: str) -> str:
     """Return the punctuation marks, in all scripts, whose Unicode names match a pattern."""
-    marks = (c for c in map(chr, range(2**16)) if unicodedata.category(c) == "Po")
-    return "".join(c for c in marks if re.search(names, unicodedata.name(c)))
+    return "".join(char for char, name in MARK_NAMES.items() if re.search(pattern, name))
 
 
 SENTENCE_ENDS = find_marks(
@@ -340,19 +347,23 @@ SENTENCE_ENDS = find_marks(
 PUNCTUATION = SENTENCE_ENDS + find_marks("COMMA|SEMICOLON|MYANMAR.* SECTION$")
 # Blocks of Han, Kana and their punctuation, which are written without spaces.
 CJK = "\u2e80-\u312f\u31a0-\u9fff\uf900-\ufaff\uff00-\uffef\U00020000-\U0003ffff"
-# Marks, Han and Kana are tokens of their own. Words are what is left by `normalize` between spaces.
-WORD = rf"[^\s#{PUNCTUATION}{CJK}]"
-TOKEN = re.compile(rf"[{PUNCTUATION}{CJK}]|['\u200c\u200d-]*(?!['\u200c\u200d-]){WORD}+")
+JOINERS = "\u200c\u200d"  # Invisible, but some scripts need them inside words.
+# Of a normalized text. Marks, Han and Kana are tokens of their own. Words have a letter or digit.
+WORD_CHAR = rf"[^\s#{PUNCTUATION}{CJK}]"
+TOKEN = re.compile(rf"[{PUNCTUATION}{CJK}]|['{JOINERS}-]*(?!['{JOINERS}-]){WORD_CHAR}+")
 COMMENT = re.compile(r"^#(?: .*)?$\n?", re.MULTILINE)
+NUMERAL = re.compile(r"[IVXLCDM]+|\d+")
 # A heading restarts the numbering of quatrains.
 HEADING = re.compile(
     "(?i:(?:act|book|buch|canto|century|chant|chapter|fit|gesang|hymn|kapitel|libro|livre|ode|part|"
     r"parte|poem|psalm|scene|section|song|sonnet|soneto|stanza|teil|tome|volume) )?"
-    r"([IVXLCDM]+|\d+)\.?"
+    rf"({NUMERAL.pattern})\.?"
 )
-# JSON, CSV and HTML.
 MARKUP = re.compile(
-    r'\A\s*[{\[]\s*["{\[]|\A"?[^\W\d]\w*"?(?:[,;\t]"?\w+"?)+\n|","|\\n|</[a-z]|<br\b|<!doctype',
+    r'\A\s*[{\[]\s*["{\[]'  # JSON.
+    r'|\A"?[^\W\d]\w*"?(?:[,;\t]"?\w+"?)+\n'  # The header of a CSV file.
+    r'|","|\\n'  # Quoted fields and escaped line ends, in both.
+    r"|</[a-z]|<br\b|<!doctype",  # HTML.
     re.IGNORECASE,
 )
 
@@ -392,17 +403,17 @@ def read_corpus(path: str) -> list:
 
 def normalize(text: str) -> str:
     """Normalize to NFC, spell all apostrophes and hyphens alike, and strip lines. Replace dashes,
-    ellipses, and all punctuation and symbols that are no tokens by spaces. Remove invisible
+    ellipses, and all punctuation and symbols that are not tokens with spaces. Remove invisible
     characters."""
-    # Keep the zero-width joiners, which some scripts need, and the `#` of comments.
-    for char in set(text) - set(f"{PUNCTUATION}#'-\u2018\u2019\u2010\u2011\u200c\u200d\n"):
+    kept = f"{PUNCTUATION}{JOINERS}#'-\u2018\u2019\u2010\u2011\n"  # Comments start with a `#`.
+    for char in {*text} - {*kept}:
         if char.isspace() or char == "\u200b" or unicodedata.category(char)[0] in "PS":
             text = text.replace(char, " ")
         elif not char.isprintable():
             text = text.replace(char, "")
     text = re.sub(r"\u2018([^\u2018]*?)\u2019(?!\w)", r" \1 ", text)  # Quotes, not apostrophes.
     text = text.translate(str.maketrans("\u2018\u2019\u2010\u2011", " '--"))
-    text = re.sub(r"([-.'])\1+", " ", text)
+    text = re.sub(r"([-.'])\1+", " ", text)  # Dashes, ellipses, double quotes.
     return unicodedata.normalize("NFC", re.sub("^ +| +$", "", text, flags=re.MULTILINE))
 
 
@@ -452,8 +463,7 @@ def index_corpus(quatrains: list, line_ends: bool = False) -> Corpus:
 
 
 def describe_corpus(corpus: Corpus, settings: Settings) -> list:
-    """Return lines that say what a corpus has, and what may need a change in it or in the
-    settings."""
+    """Return lines that describe a corpus, and that suggest changes to it or to the settings."""
     max_length, tokens = settings.max_length, corpus.tokens
     words = [token[0] != "<" for token in corpus.vocabulary]
     lengths = [len(row) for row in tokens]
@@ -517,14 +527,14 @@ def read_glove(path: Path, vocabulary: list, embeddings: np.ndarray):
     lacks gets the mean of its parts between apostrophes and hyphens. The others are scaled to the
     spread of those found. Print how many there are. Raise UsageError if the file does not work."""
     parts = {word: re.findall("[^'-]+", word) for word in vocabulary}
+    words = {*parts, *itertools.chain(*parts.values())}
     try:
-        words = {*parts, *itertools.chain(*parts.values())}
         vectors = read_vectors(path, embeddings.shape[1], words)
     except Exception as error:  # Malformed files raise many kinds of errors.
         raise UsageError(
             f"GloVe file {path} cannot be used ({error}): set glove to another, or {WITHOUT_GLOVE}"
         )
-    parts |= {word: [word] for word in vectors}
+    parts |= {word: [word] for word in vectors}  # What was found needs no parts.
     embeddings *= np.std([*vectors.values()]) / GLOVE_SPREAD
     found = []
     for token_id, word in enumerate(vocabulary):
@@ -544,6 +554,7 @@ def read_vectors(path: Path, dim: int, words: set) -> dict:
     file, vectors = path.open("rb"), {}
     if path.suffix == ".zip":
         archive = zipfile.ZipFile(file)
+        # The member of this size, or else the first, so that the error says which size it has.
         name = min(archive.namelist(), key=lambda name: not name.endswith(f".{dim}d.txt"))
         file = archive.open(name)
     with io.TextIOWrapper(file, "utf-8-sig", "surrogateescape") as lines:
@@ -699,7 +710,7 @@ def train(**overrides: Any) -> "QuatrainLM":
             try:
                 fit_runs(lm, *samples)
             except KeyboardInterrupt:
-                if not IN_SESSION:
+                if not INTERACTIVE:
                     raise
             finally:
                 if (lm.folder / CHECKPOINT).exists():
@@ -758,7 +769,7 @@ def fit_runs(lm: "QuatrainLM", training: tuple, validation: tuple):
             validation_batch_size=settings.batch_size,
             callbacks=[*make_callbacks(settings), RunCallback(lm, sizes)],
             shuffle=False,  # `make_dataset` does it.
-            verbose=1 if IN_SESSION or os.isatty(1) else 2,  # Progress bars where they can update.
+            verbose=1 if INTERACTIVE or os.isatty(1) else 2,  # Progress bars where they can update.
         )
 
 
@@ -771,6 +782,7 @@ def make_dataset(samples: tuple, batches: int, first: int, last: int, seed: int)
 
     @graph_function
     def make_epoch(epoch):
+        """Return the batches of one epoch."""
         order = tf.random.experimental.stateless_shuffle(tf.range(count), [seed, epoch])
         rows = tf.reshape(tf.concat([order, order], 0)[: batches * size], (batches, size))
         return tf.data.Dataset.from_tensor_slices(tuple(tf.gather(a, rows) for a in samples))
@@ -813,9 +825,9 @@ class RunCallback(keras.callbacks.ProgbarLogger):
         if not np.isfinite(logs["val_loss"]):
             raise UsageError("val_loss is not finite: lower learning_rate and train again")
         log_epoch(self.writers, self.model, epoch, logs)
-        self.trained = epoch + 1
+        self.trained_epochs = epoch + 1
         run_end = self.lm.completed_epochs + self.lm.settings.epochs_per_run
-        if self.trained == run_end and not self.model.stop_training:
+        if self.trained_epochs == run_end and not self.model.stop_training:
             self.end_run()
 
     def on_train_end(self, logs=None):
@@ -827,7 +839,7 @@ class RunCallback(keras.callbacks.ProgbarLogger):
         """Generate quatrains, log them, and save a checkpoint."""
         lm, settings = self.lm, self.lm.settings
         lm.completed_runs += 1
-        lm.completed_epochs = self.trained
+        lm.completed_epochs = self.trained_epochs
         seeds = [settings.seed, lm.completed_runs, 1]
         quatrains = lm.generate(settings.quatrains_per_run, seeds)
         print()
@@ -881,10 +893,10 @@ class QuatrainLM:
         encode_prompt(settings.prompt, corpus.vocabulary, settings.max_length)
         self.casing = learn_casing(corpus.quatrains)
         self.usual_form = mode(map(verse_form, corpus.tokens))
-        # Without line ends, verse is split into as many lines as the corpus's, if they fit.
-        sizes = [text.count("\n") + 1 for _, text in corpus.quatrains]
-        fitting = math.ceil(settings.max_length * sum(sizes) / corpus.counts[1:].sum())
-        self.line_count = 1 if settings.whole_quatrains else min(mode(sizes), fitting)
+        # Without line ends, new verse gets the corpus's usual number of lines, if they fit.
+        line_counts = [text.count("\n") + 1 for _, text in corpus.quatrains]
+        fitting = math.ceil(settings.max_length * sum(line_counts) / corpus.counts[1:].sum())
+        self.line_count = 1 if settings.whole_quatrains else min(mode(line_counts), fitting)
         self.is_word = np.isin(corpus.vocabulary, only_words(corpus.vocabulary))
         self.log_unigram_probs = np.log(corpus.counts / corpus.counts.sum())
         # Quotes are compared without punctuation.
@@ -943,6 +955,7 @@ class QuatrainLM:
         the corpus's usual form, then by SLOR."""
 
         def rank(draft):
+            """Return whether a candidate fits the usual form, and its SLOR."""
             tokens = self.decode(draft)
             form = verse_form(tokens)
             fits = form == self.usual_form
@@ -1035,7 +1048,7 @@ def generate_from_checkpoint(**overrides: Any) -> QuatrainLM:
 # Lines, capitals and punctuation.
 
 
-# What may precede a capital: the start of a quatrain, that of a line, and the end of a sentence.
+# Where a word may get a capital: at the start of a quatrain, at that of a line, or after a mark.
 STARTS = ["", "\n", *SENTENCE_ENDS]
 
 
@@ -1047,16 +1060,17 @@ class Casing(NamedTuple):
 
 
 def learn_casing(quatrains: list) -> Casing:
-    """Learn capitals from a corpus. Lines in capitals do not count. At a start, only inner capitals
-    tell the usual form of a word, and at that of a quatrain, only numerals if all are capitals."""
-    forms, balance = Counter(), Counter(STARTS)
+    """Learn capitals from a corpus. Lines in all capitals do not count. At a start, the form of a
+    word counts only if it has inner capitals."""
+    forms, balance = Counter(), Counter(STARTS)  # Without evidence, capitals follow.
     for _, text in quatrains:
         before = ""
         for line in text.split("\n"):
             for token in [] if line.isupper() else TOKEN.findall(line):
                 word = token.lower()
-                initial = not before and token.isupper() and not HEADING.fullmatch(token)
-                if before not in balance or (token not in (word, capitalize(word)) and not initial):
+                # Poems often begin in capitals: "FROM fairest creatures we desire increase".
+                lead_in = not before and token.isupper() and not NUMERAL.fullmatch(token)
+                if before not in balance or (token not in (word, capitalize(word)) and not lead_in):
                     forms[token] += 1
                 if before in balance and token not in PUNCTUATION:
                     balance[before] += 1 if token != word else -1
@@ -1090,9 +1104,9 @@ def wrap_lines(words: list, count: int) -> list:
     punctuation is worth 10 characters of imbalance."""
     lines = []
     for left in range(min(count, len(words)), 1, -1):
+        target = len(" ".join(words)) / left
         costs = [
-            abs(len(" ".join(words[:size])) - len(" ".join(words)) / left)
-            - 10 * (words[size - 1][-1] in PUNCTUATION)
+            abs(len(" ".join(words[:size])) - target) - 10 * (words[size - 1][-1] in PUNCTUATION)
             for size in range(1, len(words) - left + 2)
         ]
         size = 1 + costs.index(min(costs))
@@ -1226,6 +1240,7 @@ def log_experiment(writer: tf.summary.SummaryWriter, lm: QuatrainLM):
 
     @graph_function
     def layers(words):
+        """Call one layer after another, each in its own name scope."""
         # Models that are not Sequential are traced as a whole.
         for layer in model.layers if isinstance(model, keras.Sequential) else [model]:
             with tf.name_scope(layer.name):
@@ -1305,7 +1320,10 @@ def fast_training(model: keras.Model, steps: int):
 
     @graph_function(jit_compile=True)
     def train_steps(batches):
+        """Train on stacked batches, one after another."""
+
         def train_step(number):
+            """Train on one batch. Return the number of the next."""
             model.train_step([array[number] for array in batches])
             return number + 1
 
@@ -1313,6 +1331,7 @@ def fast_training(model: keras.Model, steps: int):
             tf.while_loop(lambda number: number < steps, train_step, [0])
 
     def train_function(iterator):
+        """Train on the next batches. Return the metrics so far, as Keras expects."""
         batches = zip(*(next(iterator) for _ in range(steps)), strict=True)
         train_steps([tf.stack(arrays) for arrays in batches])
         return model.get_metrics_result()

@@ -268,7 +268,7 @@ WRONG = {
 def test_a_wrong_model_is_reported_before_anything_is_made(edits, message):
     module = load_edit(edits)
     keras.utils.set_random_seed(1)
-    module.IN_SESSION = True  # Otherwise the line is printed, and the exit status is 2.
+    module.INTERACTIVE = True  # Otherwise the line is printed, and the exit status is 2.
     with pytest.raises(Exception, match=message) as raised, module.one_line_errors():
         module.train(**SETTINGS)
     if message.startswith(NUMBERS):
