@@ -933,6 +933,8 @@ class QuatrainLM:
             phrases = np.array([([0] * size + ids)[-size:] for ids, _ in active], np.int32)
             probs = np.array(self.predict(phrases))
             probs[~phrases.any(1)] *= self.is_word  # No quatrain is empty.
+            if not probs.any(1).all():
+                raise UsageError("the model predicts no words: lower learning_rate and train again")
             sampled = sample_words(probs, settings.temperature, settings.top_p, rng)
             log_probs = np.log(probs[range(len(active)), sampled])
             log_ratios = log_probs - self.log_unigram_probs[sampled]
