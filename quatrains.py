@@ -129,14 +129,16 @@ class Settings:
         """Raise UsageError if a value has the wrong type or is out of range."""
         for field in fields(self):
             type_, value = field.type, getattr(self, field.name)
-            low, high = int(type_ is int), MAX_VALUES.get(field.name, math.inf)
+            # Counts start at 1, seeds and other numbers at 0.
+            low = int(type_ is int or field.name == "generate")
+            high = MAX_VALUES.get(field.name, math.inf)
             valid = (
                 isinstance(value, int | float if type_ is float else type_)
                 and isinstance(value, bool) is (type_ is bool)
                 and (isinstance(value, str | None) or low <= value <= high)
             )
             if not valid:
-                expected = EXPECTED[type_].format(low, high)
+                expected = EXPECTED[type_].format(low, high).replace("to inf", "up")
                 raise UsageError(f"{field.name} = {value!r} is invalid: expected {expected}")
 
 

@@ -203,7 +203,7 @@ def test_the_prompt_starts_every_quatrain_and_a_seed_repeats_them(lm):
 BAD = [
     ({"prompt": "the kin"}, r"prompt has 'kin', which is not in the corpus \(similar: king"),
     ({"prompt": "the " * 32}, "prompt has 32 tokens: shorten it, or increase max_length"),
-    ({"temperature": -1}, "temperature = -1 is invalid: expected a number from 0 to inf"),
+    ({"temperature": -1}, "temperature = -1 is invalid: expected a number from 0 up"),
 ]
 
 

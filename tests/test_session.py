@@ -162,7 +162,7 @@ def test_percent_run_takes_arguments(session):
     assert "\nRun 0\n" in out
     assert session.run("lm.settings.gru_dim, len(lm.generate(2))") == ("", "(7, 2)")
     # %run does not change how a cell runs afterwards.
-    error = "quatrains: gru_dim = 0 is invalid: expected a whole number from 1 to inf"
+    error = "quatrains: gru_dim = 0 is invalid: expected a whole number from 1 up"
     session.run(cell(gru_dim=0), error)
     session.run("%run edited.py --gru-dim 0", error)
 

@@ -21,7 +21,6 @@ RANGES = {
     "seed": (0, 2**32 - 1),
     "temperature": (0, 1e9),
     "top_p": (0, 1),
-    "generate": (0, 10**9),
 }
 
 
@@ -85,7 +84,7 @@ def test_help_shows_the_edited_block_of_settings_before_the_imports(poisoned):
     assert block.rstrip() in out
 
 
-RUNS = "runs = 0 is invalid: expected a whole number from 1 to inf"
+RUNS = "runs = 0 is invalid: expected a whole number from 1 up"
 MISTAKES = {
     "--gru 64": "unknown argument --gru (similar settings: gru_dim, runs)",
     "--nonsense 3": "unknown argument --nonsense (similar settings: seed)",
