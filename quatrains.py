@@ -908,7 +908,8 @@ class QuatrainLM:
     def generate(self, count: int = 5, seed: Any = None, **overrides: Any) -> list:
         """Generate quatrains line by line, each line the best of its candidates. Overrides are
         settings such as `temperature`, `top_p`, `best_of`, `prompt` and `max_quote_len`; the same
-        `seed` gives the same quatrains. Raise UsageError if an override is invalid."""
+        `seed` gives the same quatrains. Raise UsageError if an override is invalid or the model
+        has diverged."""
         settings = replace(self.settings, **overrides)
         prompt = encode_prompt(settings.prompt, self.corpus.vocabulary, settings.max_length)
         rng = np.random.default_rng(seed)
@@ -934,8 +935,9 @@ class QuatrainLM:
         while active:
             phrases = np.array([([0] * size + ids)[-size:] for ids, _ in active], np.int32)
             probs = np.array(self.predict(phrases))
-            probs[~phrases.any(1)] *= self.is_word  # No quatrain is empty.
-            if not probs.any(1).all():
+            empty = ~phrases.any(1)
+            probs[empty] *= self.is_word  # No quatrain is empty.
+            if not probs[empty].any(1).all():  # A diverged model may predict only breaks.
                 raise UsageError("the model predicts no words: lower learning_rate and train again")
             sampled = sample_words(probs, settings.temperature, settings.top_p, rng)
             log_probs = np.log(probs[range(len(active)), sampled])

@@ -243,16 +243,6 @@ def test_quatrains_end_at_a_break_or_at_max_length(lm):
     assert first == same != other
 
 
-@pytest.mark.filterwarnings("error")
-def test_a_diverged_model_that_predicts_only_breaks_is_refused_in_one_line(lm):
-    model = small_model()
-    kernel, bias = model.layers[-1].get_weights()
-    model.layers[-1].set_weights([kernel, bias + 1000 * np.eye(12)[0]])
-    message = r"^the model predicts no words: lower learning_rate and train again$"
-    with pytest.raises(quatrains.UsageError, match=message):
-        quatrains.QuatrainLM(lm.settings, CORPUS, model, None).generate(2)
-
-
 def test_a_gpu_that_tensorflow_does_not_find_is_refused_in_one_line(verses, monkeypatch):
     monkeypatch.delenv("TF_CPP_MIN_LOG_LEVEL")  # TensorFlow prints nothing all the same.
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")

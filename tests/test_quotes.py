@@ -211,3 +211,10 @@ BAD = [
 def test_bad_overrides_are_explained(lm, overrides, message):
     with pytest.raises(quatrains.UsageError, match=message):
         lm.generate(2, **overrides)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_diverged_model_that_predicts_only_breaks_is_refused_in_one_line():
+    message = r"^the model predicts no words: lower learning_rate and train again$"
+    with pytest.raises(quatrains.UsageError, match=message):
+        make_lm(**{quatrains.BREAK: 1000}).generate(2)

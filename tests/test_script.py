@@ -150,10 +150,8 @@ def test_a_terminal_shows_what_it_can_and_a_file_gets_utf_8(tmp_path, verses):
     assert "Corpus: ?.txt has 60 quatrains" in out
     assert re.search(r"\b[Kk]\?ng\b", out.partition("Run 0")[2])
     assert "?il" in out
-    assert (
-        shell(tmp_path, "PYTHONIOENCODING=cp1250 $SCRIPT --generate 99 --seed 1 --raw > new.txt")[0]
-        == 0
-    )
+    command = "PYTHONIOENCODING=cp1250 $SCRIPT --generate 99 --seed 1 --raw > new.txt"
+    assert shell(tmp_path, command)[0] == 0
     words = {*(tmp_path / "new.txt").read_text(encoding="utf-8").split()}
     assert {"k\xe9ng", "\u0153il"} <= words
 
