@@ -1,5 +1,5 @@
 # /// script
-# requires-python = ">=3.10"
+# requires-python = ">=3.10,<3.14"
 # dependencies = [
 #     "tensorflow>=2.21,<2.22",
 #     "keras>=3.12,<3.16",
@@ -11,34 +11,30 @@
 
     python quatrains.py                          train, and generate five quatrains after every run
     python quatrains.py --resume                 resume from the latest checkpoint
-    python quatrains.py --generate 20            generate twenty quatrains, without training
+    python quatrains.py --generate 20            generate twenty quatrains from it
     python quatrains.py --help                   list all settings with their defaults
     tensorboard --port 8080 --logdir=logs        watch the training
 
-A port to TensorFlow and Keras 3 of Sean Owen's quatrains-rnn (2017). Its sections are cells, in the
-order of use. To change the model, edit `build_model`.
+A port to TensorFlow and Keras 3 of Sean Owen's quatrains-rnn (2017). The sections of this file are
+notebook cells; each uses only what is above it. To change the model, edit `build_model`.
 """
-
-# %% Settings
-# Edit them here, or override them on the command line (--gru-dim 256). --help prints this class.
 
 import argparse
 import contextlib
 import functools
+import glob
+import html
 import importlib.util
 import inspect
-import io
-import itertools
 import json
 import math
 import os
 import re
-import signal
-import socket
 import subprocess
 import sys
 import time
 import unicodedata
+import warnings
 import zipfile
 from collections import Counter
 from dataclasses import asdict, dataclass, fields, replace
@@ -46,19 +42,22 @@ from difflib import get_close_matches
 from pathlib import Path
 from statistics import mode
 from typing import Any, NamedTuple
-from unittest import mock
+
+# %% Settings
+# Edit them here, or override them on the command line: --gru-dim 256, --no-use-xla.
 
 
 @dataclass
-class Settings:
-    """Settings of training and generation."""
+class Session:
+    """Settings of a session, which may change when training is resumed."""
 
     # Train on /gpu:0 instead of /cpu:0.
     use_gpu: bool = False
-    # Name of the experiment's folder in `log_dir`, after its start time. Empty: that of the recipe.
+    # Name of the experiment. Its folder in `log_dir` is called <start time>-<name>. If empty, the
+    # recipe's name is used.
     name: str = ""
     # TensorBoard's log directory. Every experiment has a subfolder with its logs and checkpoint.
-    # To resume or generate from a certain experiment, set this to its subfolder or checkpoint.
+    # To resume or generate from a specific experiment, set this to its subfolder or checkpoint.
     log_dir: str = "logs"
     # Random seed. Makes training reproducible on the same machine; None picks one at random.
     seed: int | None = None
@@ -66,39 +65,43 @@ class Settings:
     runs: int = 1000
     # Resume training from the latest checkpoint in `log_dir`.
     resume: bool = False
-    # Quatrains to generate from the latest checkpoint instead of training. None trains.
+    # Number of quatrains to generate from the latest checkpoint. None means train.
     generate: int | None = None
-
     # Quatrains generated after each run.
     quatrains_per_run: int = 5
     # Maximum length of a quatrain in tokens, including the prompt, punctuation and line ends.
     max_length: int = 32
     # Print bare tokens, one quatrain per line, instead of formatted verse.
     raw: bool = False
-    # Sampling temperature. Below 1 gives safer text, above 1 wilder text. 0 takes the likeliest
-    # word; very low temperatures repeat themselves.
+    # Sampling temperature. Below 1 gives safer text, above 1 wilder text. 0 always takes the most
+    # likely word.
     temperature: float = 1.0
-    # Nucleus sampling: use only the most likely words that add up to this probability. 1 is off.
+    # Nucleus sampling: sample only from the most likely words, whose probabilities add up to this.
+    # 1 turns it off.
     top_p: float = 1.0
     # Words that every quatrain starts with.
     prompt: str = ""
     # Candidates sampled for each line; the best one is kept.
     best_of: int = 1
-    # Longest quote from the corpus, in words. Candidates that exceed it are kept only if all do.
+    # Longest passage that a quatrain may quote from the corpus, in words. A candidate that exceeds
+    # it is kept only if all do, so this has no effect if `best_of` is 1.
     max_quote_len: int = 8
 
-    # The settings from here on define an experiment: its checkpoint fixes them.
 
-    # Set of overrides from RECIPES in quatrains.py: "2017" (as published) or "verse" (whole
-    # quatrains). The command line overrides the recipe, and the recipe overrides this block.
+@dataclass
+class Settings(Session):
+    """All settings. Those in this class define an experiment: its checkpoint fixes them."""
+
+    # Set of overrides from RECIPES: "2017" (as published) or "verse" (whole quatrains). The command
+    # line overrides the recipe, and the recipe overrides the values in these classes.
     recipe: str = "2017"
-    # Training text: quatrains separated by blank lines or, without blank lines, one per line. See
-    # data/README.md for its format.
+    # Training text: quatrains separated by blank lines or, without blank lines, one per line.
+    # data/README.md describes the format.
     corpus: str = "data/quatrains.txt"
-    # Initial word vectors: "none" (random), the path of a GloVe file, or "auto", which takes
-    # data/glove.6B.<embedding_dim>d.txt or data/glove.6B.zip, or else downloads the zip.
+    # Initial word vectors: the path of a GloVe file, "none" (random vectors), or "auto", which is
+    # data/glove.6B.<embedding_dim>d.txt if that file exists and "none" if not.
     glove: str = "auto"
-    # Size of the word vectors. GloVe has 50, 100, 200 and 300; without GloVe, any size works.
+    # Size of the word vectors. GloVe has 50, 100, 200 and 300.
     embedding_dim: int = 300
     # GRU units. More units learn faster, but memorize the corpus sooner.
     gru_dim: int = 128
@@ -110,36 +113,26 @@ class Settings:
     dense_dropout: float = 0.0
     # Context length: tokens the model sees to predict the next one.
     phrase_len: int = 4
-    # Also learn how quatrains begin and where their lines end. If False (as published), train
-    # only on full phrases, and guess line breaks when formatting.
+    # Also learn how quatrains begin and where their lines end. If False (as published), train only
+    # on full phrases, and guess line breaks when formatting.
     whole_quatrains: bool = False
     # Weight each sample by the square root of its target's count in the corpus.
     class_weights: bool = True
     # Compile the training steps with XLA, which makes them faster. Turn it off for a layer that XLA
-    # cannot compile. With `run_eagerly=True` in `compile`, it is off.
+    # cannot compile.
     use_xla: bool = True
-    # Samples per training step, at most.
+    # Maximum number of samples per training step.
     batch_size: int = 512
-    # Step size of RMSprop. High, because the model is small and first results should be quick.
+    # Learning rate of RMSprop. High, because the model is small and first results should be quick.
     learning_rate: float = 0.003
     # Epochs per run.
     epochs_per_run: int = 5
 
     def __post_init__(self):
-        """Raise UsageError if a value has the wrong type or is out of range."""
+        """Check all values."""
         for field in fields(self):
-            type_, value = field.type, getattr(self, field.name)
-            # Counts start at 1, seeds and other numbers at 0.
-            low = int(type_ is int or field.name == "generate")
-            high = MAX_VALUES.get(field.name, math.inf)
-            valid = (
-                isinstance(value, int | float if type_ is float else type_)
-                and isinstance(value, bool) is (type_ is bool)
-                and (isinstance(value, str | None) or low <= value <= high)
-            )
-            if not valid:
-                expected = EXPECTED[type_].format(low, high).replace("to inf", "up")
-                raise UsageError(f"{field.name} = {value!r} is invalid: expected {expected}")
+            value = check_value(field.name, field.type, getattr(self, field.name))
+            setattr(self, field.name, value)
 
 
 # Settings that each recipe overrides. Add an entry to define a recipe.
@@ -156,19 +149,13 @@ RECIPES = {
         best_of=40,
     ),
 }
-# What a value of each type must be, with its smallest and largest value.
-EXPECTED = {
-    bool: "True or False",
-    str: "text",
-    int: "a whole number from {} to {}",
-    int | None: "None or a whole number from {} to {}",
-    float: "a number from {} to {}",
-}
-# Other numbers have no maximum.
-MAX_VALUES = {"dropout": 0.99, "dense_dropout": 0.99, "top_p": 1, "seed": 2**32 - 1}
-# Settings that may change on resume: those before the recipe.
-CHANGEABLE_ON_RESUME = {
-    *itertools.takewhile(lambda name: name != "recipe", Settings.__annotations__)
+# Minimum and maximum. Other numbers are at most a billion; whole ones are at least 1.
+RANGES = {
+    "seed": (0, 2**32 - 1),
+    "temperature": (0, 100),
+    "top_p": (0, 1),
+    "dropout": (0, 0.99),
+    "dense_dropout": (0, 0.99),
 }
 
 
@@ -177,6 +164,23 @@ class UsageError(Exception):
 
     def _render_traceback_(self):  # IPython shows this instead of a traceback.
         return [f"quatrains: {self}"]
+
+
+def check_value(name: str, type_: Any, value: Any) -> Any:
+    """Return the value of a setting, converted from NumPy or to float if necessary. Raise
+    UsageError if it has the wrong type or is out of range."""
+    value = getattr(value, "item", lambda: value)()  # NumPy's numbers have `item`.
+    if type_ is float and type(value) is int:
+        value = float(value)
+    valid = isinstance(value, type_) and isinstance(value, bool) is (type_ is bool)
+    expected = getattr(type_, "__name__", f"{type_}")  # `int | None` has no name.
+    if type_ not in (bool, str):
+        low, high = RANGES.get(name, (0 if type_ is float else 1, 10**9))
+        valid = valid and (value is None or low <= value <= high)
+        expected += f" from {low:,} to {high:,}"
+    if not valid:
+        raise UsageError(f"{name} = {value!r} is invalid: expected {expected}")
+    return value
 
 
 def make_settings(**overrides: Any) -> Settings:
@@ -188,86 +192,77 @@ def make_settings(**overrides: Any) -> Settings:
     return Settings(**RECIPES[recipe] | overrides)
 
 
-# %% Command line and imports
-# Arguments are checked before the imports, which take seconds.
+def override(settings: Settings, overrides: dict) -> Settings:
+    """Return the settings of an experiment with overrides. Raise UsageError if one contradicts a
+    setting that defines the experiment."""
+    for name in Settings.__annotations__.keys() & overrides.keys():  # Without those of Session.
+        trained = getattr(settings, name)
+        if overrides[name] != trained:
+            raise UsageError(
+                f"{name} = {overrides[name]!r} contradicts the checkpoint, which was trained with "
+                f"{trained!r}: leave {name} out, or set log_dir to another experiment's folder"
+            )
+    return replace(settings, **overrides)
 
-# In Jupyter, IPython and `python -i`, errors and Ctrl-C leave Python running.
-INTERACTIVE = "IPython" in sys.modules or bool(sys.flags.interactive)
+
+# %% Command line and imports
+
+# In IPython and notebooks, errors and Ctrl-C leave Python running.
+INTERACTIVE = "IPython" in sys.modules
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are UsageErrors."""
+
+    def error(self, message):
+        """Raise UsageError instead of printing the usage."""
+        raise UsageError(f"{message} (options are typed like --gru-dim 256; --help lists them)")
 
 
 def read_command_line(arguments: list) -> dict:
     """Return the settings given as `--gru-dim 256`. Raise UsageError if one is unknown."""
-    parser = argparse.ArgumentParser(
-        description=inspect.getsource(Settings).partition("    def ")[0],
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = Parser(
+        usage="quatrains.py [--gru-dim 256] [--no-use-xla] ...",
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
-        exit_on_error=False,
     )
+    comments = read_comments() if {"-h", "--help"} & {*arguments} else {}
     for field in fields(Settings):
         kwargs = {"type": int if field.type == int | None else field.type}
         if field.type is bool:
             kwargs = {"action": argparse.BooleanOptionalAction}
-        parser.add_argument(f"--{field.name.replace('_', '-')}", help=argparse.SUPPRESS, **kwargs)
-    try:
-        overrides, unknown = parser.parse_known_args(arguments)
-    except argparse.ArgumentError as error:
-        raise UsageError(f"{error} (--help lists all settings)")
-    for argument in unknown:
-        similar = find_similar(argument.strip("-").replace("-", "_"), Settings.__annotations__)
-        raise UsageError(f"unknown argument {argument} (similar settings: {similar})")
-    return vars(overrides)
+        text = f"{comments.get(field.name)} Default: {field.default!r}."
+        option = f"--{field.name.replace('_', '-')}"
+        parser.add_argument(option, help=text.replace("%", "%%"), **kwargs)
+    return vars(parser.parse_args(arguments))
 
 
-def find_similar(word: str, words: Any) -> str:
-    """List the words that are spelled like another one, for error messages."""
-    return ", ".join(get_close_matches(word, words, 3, 0.5)) or "none"
+def read_comments() -> dict:
+    """Return the comment above each setting in this file, by the setting's name."""
+    source = inspect.getsource(Session) + inspect.getsource(Settings)
+    found = re.findall(r"((?:    #.*\n)+)    (\w+):", source)
+    return {name: comment.replace("#", "") for comment, name in found}
 
 
 @contextlib.contextmanager
-def one_line_errors(*system_errors: type[Exception]):
-    """End with one line and an exit status if the user or the system causes an error, or on Ctrl-C.
-    If Python is interactive, show the line and let it run on. Other errors keep their traceback."""
+def one_line_errors():
+    """End with one line and an exit status, instead of a traceback, on a UsageError or Ctrl-C."""
     try:
         yield
-    except (UsageError, KeyboardInterrupt, OSError, MemoryError, *system_errors) as error:
-        message, status = str(error).partition("\n")[0], 2
-        if isinstance(error, KeyboardInterrupt):
-            message, status = "stopped", 130
-        elif not isinstance(error, UsageError):
-            message = f"stopped by {message} (check disk space, memory and permissions)"
+    except (UsageError, KeyboardInterrupt) as error:
         if INTERACTIVE:
-            sys.excepthook = show_error  # For `python -i`; IPython has its own hook, in UsageError.
-            raise UsageError(message)
-        print(f"quatrains: {message}", file=sys.stderr)
-        sys.stdout = None  # Its buffer may hold what could not be written.
-        sys.exit(status)
-
-
-def show_error(kind: type, error: Exception, traceback: Any):
-    """Print an error, without its traceback if it is a UsageError."""
-    if kind is UsageError:
-        print(f"quatrains: {error}", file=sys.stderr)
-    else:
-        sys.__excepthook__(kind, error, traceback)
-
-
-@contextlib.contextmanager
-def silent_stderr():
-    """Hide what libraries write to standard error."""
-    saved_stderr = os.dup(2)
-    with Path(os.devnull).open("w") as null:
-        os.dup2(null.fileno(), 2)
-        try:
-            yield
-        finally:
-            os.dup2(saved_stderr, 2)
-            os.close(saved_stderr)
+            raise
+        print(f"quatrains: {str(error) or 'stopped'}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, UsageError) else 130)
+    except BrokenPipeError:  # The reader of the output, such as `head`, has left.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(141)
 
 
 def require_packages():
-    """Raise UsageError if packages are missing. If Python is interactive, install them first."""
+    """Raise UsageError if packages are missing. In a notebook, install them first."""
     command = [sys.executable, "-m", "pip", "install", "-r", "requirements.txt"]
+
     missing = not all(map(importlib.util.find_spec, ("tensorflow", "tensorboard")))
     if missing and INTERACTIVE:
         print("Installing requirements.txt, which takes a few minutes.")
@@ -278,34 +273,45 @@ def require_packages():
 
 
 if __name__ == "__main__":
-    OVERRIDES = {}
     with one_line_errors():
         if not INTERACTIVE:
-            if hasattr(signal, "SIGPIPE"):
-                signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # No error when piped into `head`.
-            for name in ("stdin", "stdout", "stderr"):  # None without a console.
-                setattr(sys, name, getattr(sys, name) or Path(os.devnull).open("r+"))  # noqa: SIM115
-            # Flush every line. Files get UTF-8; "?" replaces characters that a terminal lacks.
-            encoding = sys.stdout.encoding if sys.stdout.isatty() else "utf-8"
-            sys.stdout.reconfigure(encoding=encoding, line_buffering=True, errors="replace")
-        # In a cell, the arguments are the kernel's. Some editors define `__file__` there.
-        if Path(sys.argv[0]).name == Path(globals().get("__file__", "")).name:
-            OVERRIDES = read_command_line(sys.argv[1:])
-        make_settings(**OVERRIDES)
+            if hasattr(sys.stdout, "reconfigure"):
+                # Files get UTF-8; "?" replaces characters that a terminal lacks.
+                encoding = None if sys.stdout.isatty() else "utf-8"
+                sys.stdout.reconfigure(encoding=encoding, errors="replace", line_buffering=True)
+            make_settings(**read_command_line(sys.argv[1:]))  # The imports take seconds.
         require_packages()
 
-os.environ["KERAS_BACKEND"] = "tensorflow"
+
+@contextlib.contextmanager
+def silent_stderr():
+    """Hide what is written to standard error."""
+    saved_stderr = os.dup(2)
+    with Path(os.devnull).open("w") as null:
+        os.dup2(null.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(saved_stderr, 2)
+            os.close(saved_stderr)
+
+
+os.environ |= {"KERAS_BACKEND": "tensorflow", "TF_USE_LEGACY_KERAS": "0"}
 os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")  # Otherwise it takes all GPU memory.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-with one_line_errors(), silent_stderr():
+# Even at its highest log level, TensorFlow writes some lines while it is imported. At any other
+# level they are shown, for example to see why it aborts.
+silent = os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3") == "3"
+with one_line_errors(), silent_stderr() if silent else contextlib.nullcontext():
     import keras
     import numpy as np
     import tensorflow as tf
-    from numpy.random import Generator
     from tensorboard.plugins import projector
     from tensorboard.plugins.hparams import api as hparams
 
-    GPUS = tf.config.list_physical_devices("GPU")
+    if keras.config.backend() != "tensorflow":
+        raise UsageError(
+            f"Keras was imported before with the backend {keras.config.backend()}: restart Python"
+        )
 tf.get_logger().setLevel("ERROR")  # No retracing warnings in notebooks.
 # AutoGraph would read the source file again, which may have been edited meanwhile.
 graph_function = functools.partial(tf.function, autograph=False)
@@ -315,7 +321,7 @@ def prepare_device(settings: Settings) -> str:
     """Return the device to train on. Raise UsageError if a GPU is requested but not found."""
     if not settings.use_gpu:
         return "/cpu:0"
-    if not GPUS:
+    if not tf.config.list_physical_devices("GPU"):
         raise UsageError(
             "use_gpu = True, but TensorFlow found no GPU: install the GPU driver and "
             '"tensorflow[and-cuda]", or set use_gpu = False'
@@ -327,47 +333,23 @@ def prepare_device(settings: Settings) -> str:
 
 # %% Corpus
 
+# The boundary token, before and after every quatrain, has ID 0. It and the line ends are control
+# tokens, which start with "<"; no word does.
 BREAK = "<BREAK>"
-
-
-# Unicode's names of all punctuation but dashes, brackets and quotation marks.
-MARK_NAMES = {
-    char: unicodedata.name(char)
-    for char in map(chr, range(2**16))
-    if unicodedata.category(char) == "Po"
-}
-
-
-def find_marks(pattern: str) -> str:
-    """Return the punctuation marks, in all scripts, whose Unicode names match a pattern."""
-    return "".join(char for char, name in MARK_NAMES.items() if re.search(pattern, name))
-
-
-SENTENCE_ENDS = find_marks(
-    "(?<!INVERTED )(FULL STOP|EXCLAMATION MARK|QUESTION MARK|DANDA|SHAD|KHAN|SOF PASUQ)$"
-)
-PUNCTUATION = SENTENCE_ENDS + find_marks("COMMA|SEMICOLON|MYANMAR.* SECTION$")
+SENTENCE_ENDS = ".!?‼⁇⁈⁉؟۔।॥።፧׃།။។。！？｡．"
+PUNCTUATION = SENTENCE_ENDS + ",;،؛、，；､፣፤၊"
 # Blocks of Han, Kana and their punctuation, which are written without spaces.
 CJK = "\u2e80-\u312f\u31a0-\u9fff\uf900-\ufaff\uff00-\uffef\U00020000-\U0003ffff"
 JOINERS = "\u200c\u200d"  # Invisible, but some scripts need them inside words.
-# Of a normalized text. Marks, Han and Kana are tokens of their own. Words have a letter or digit.
+# In normalized text, punctuation marks, Han and Kana are tokens of their own. A word has at least
+# one letter or digit, and no "#", which starts a comment.
 WORD_CHAR = rf"[^\s#{PUNCTUATION}{CJK}]"
-TOKEN = re.compile(rf"[{PUNCTUATION}{CJK}]|['{JOINERS}-]*(?!['{JOINERS}-]){WORD_CHAR}+")
-COMMENT = re.compile(r"^#(?: .*)?$\n?", re.MULTILINE)
-NUMERAL = re.compile(r"[IVXLCDM]+|\d+")
-# A heading restarts the numbering of quatrains.
-HEADING = re.compile(
-    "(?i:(?:act|book|buch|canto|century|chant|chapter|fit|gesang|hymn|kapitel|libro|livre|ode|part|"
-    r"parte|poem|psalm|scene|section|song|sonnet|soneto|stanza|teil|tome|volume) )?"
-    rf"({NUMERAL.pattern})\.?"
-)
-MARKUP = re.compile(
-    r'\A\s*[{\[]\s*["{\[]'  # JSON.
-    r'|\A"?[^\W\d]\w*"?(?:[,;\t]"?\w+"?)+\n'  # The header of a CSV file.
-    r'|","|\\n'  # Quoted fields and escaped line ends, in both.
-    r"|</[a-z]|<br\b|<!doctype",  # HTML.
-    re.IGNORECASE,
-)
+TOKEN = re.compile(rf"[{PUNCTUATION}{CJK}]|{WORD_CHAR}*?(?=\w){WORD_CHAR}+")
+COMMENT = re.compile(r"(?m)^#+(?: .*)?$\n?")
+# A stanza that is a heading restarts the numbering. A numeral that cannot be a word is a heading
+# even within a stanza, which it splits.
+HEADING = r"(?:\w+ )?([IVXLCDM]+|\d+)\.?"
+LONE_NUMERAL = r"([IVXLCDM]{2,}|[IVXLCDM](?=\.)|\d+)\.?"
 
 
 class Corpus(NamedTuple):
@@ -386,28 +368,41 @@ def read_corpus(path: str) -> list:
         text = Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(
-            f"corpus cannot be read from {Path.cwd()} ({error}): set corpus to a UTF-8 text file"
+            f"corpus {path} cannot be read ({error}): save it as UTF-8, or set corpus to another "
+            "text file"
         )
-    if MARKUP.search(text):
-        raise UsageError(
-            f"corpus {path} looks like JSON, CSV or HTML: set corpus to plain text, with blank "
-            "lines between quatrains"
-        )
-    book = re.split(r"\*\*\* ?START OF[^*]*\*\*\*", text)[-1]
-    book = re.split(r"\*\*\* ?END OF", book)[0]
-    if book != text:
-        print("Corpus: what is outside Project Gutenberg's START and END lines is left out.")
-    quatrains = split_quatrains(normalize(book))
+    if re.match(r"\{\\rtf|\s*[{[]\s*[\"{[]", text):
+        raise UsageError(f"corpus {path} is RTF or JSON: save it as plain text")
+    quatrains = split_quatrains(normalize(strip_markup(text)))
     if not quatrains:
         raise UsageError(f"corpus {path} contains no words: set corpus to another text file")
     return quatrains
 
 
+def strip_markup(text: str) -> str:
+    """Leave out what is not verse: licenses, tags, labels in brackets, and line numbers."""
+    # A file may have several books of Project Gutenberg, each between two such lines.
+    edge = r"\*\*\* ?{} OF [^*]*GUTENBERG[^*]*\*\*\*"
+    start, end = edge.format("START"), edge.format("END")
+    books = re.findall(rf"(?s){start}(.*?)(?={start}|{end}|\Z)", text)
+    text = "\n\n".join(books) or text
+    text = text.replace("<|endoftext|>", "\n\n")  # Separates poems in texts made for GPT-2.
+    # A tag has attributes or none, so that <<quotes>> and "<3" stay. It may separate words.
+    text = re.sub(r"(?<!<)</?[a-zA-Z][a-zA-Z\d]*(\s[^<>=]*=[^<>]*|\s*/)?>|<![^<>]*>", " ", text)
+    text = html.unescape(text)
+    bracket = r"\[[^][\n]*\][ \t]*"
+    # "[Chorus]" on a line of its own, where no empty line must stay, and "[00:12.50]" before words.
+    text = re.sub(rf"(?m)^[ \t]*({bracket})+\n?", "", text)
+    text = re.sub(rf"(?m){bracket}$", "", text)
+    # A number in the margin follows a tab or three spaces.
+    return re.sub(r"(?m)(?<=\S)(\t|   )[ \t]*\d+[ \t]*$", "", text)
+
+
 def normalize(text: str) -> str:
-    """Normalize to NFC, spell all apostrophes and hyphens alike, and strip lines. Replace dashes,
-    ellipses, and all punctuation and symbols that are not tokens with spaces. Remove invisible
-    characters."""
-    kept = f"{PUNCTUATION}{JOINERS}#'-\u2018\u2019\u2010\u2011\n"  # Comments start with a `#`.
+    """Normalize to NFC, spell all apostrophes and hyphens alike, and strip lines. Replace with
+    spaces all dashes, ellipses, and other punctuation and symbols that are not tokens. Remove
+    invisible characters."""
+    kept = f"{PUNCTUATION}{JOINERS}#'-\u2018\u2019\u2010\u2011\n"
     for char in {*text} - {*kept}:
         if char.isspace() or char == "\u200b" or unicodedata.category(char)[0] in "PS":
             text = text.replace(char, " ")
@@ -416,208 +411,187 @@ def normalize(text: str) -> str:
     text = re.sub(r"\u2018([^\u2018]*?)\u2019(?!\w)", r" \1 ", text)  # Quotes, not apostrophes.
     text = text.translate(str.maketrans("\u2018\u2019\u2010\u2011", " '--"))
     text = re.sub(r"([-.'])\1+", " ", text)  # Dashes, ellipses, double quotes.
-    return unicodedata.normalize("NFC", re.sub("^ +| +$", "", text, flags=re.MULTILINE))
+    text = re.sub(r"\b([^\W\d])\.(?=[^\W\d]\b)", r"\1", text)  # "U.S.S.R." is one word.
+    text = "\n".join(line.strip() for line in text.split("\n"))
+    return unicodedata.normalize("NFC", text)  # Composes letters that hidden characters separated.
 
 
 def split_quatrains(text: str) -> list:
     """Split a normalized text into (number, stanza) pairs, at blank lines or, without any, by
     line."""
+    text = re.sub(rf"(?m)^({LONE_NUMERAL})$", r"\n\n\1\n\n", text)
     gap = "\n\n" if "\n\n" in COMMENT.sub("", text).strip() else "\n"
-    # Headings are stanzas of their own, with or without `# `.
-    text = re.sub(rf"^# ({HEADING.pattern})$", rf"{gap}\1{gap}", text, flags=re.MULTILINE)
-    heading, number, quatrains = "", 0, []
-    for stanza in map(str.strip, COMMENT.sub("", text).split(gap)):
-        if match := HEADING.fullmatch(stanza):
-            heading, number = f"{match[1]}.", 0
-        elif TOKEN.search(stanza):
+    # "# Book II" is a heading too.
+    text = re.sub(rf"(?m)^# {HEADING}$", rf"{gap}\1.{gap}", text)
+    # A single line such as "So did I" may be verse.
+    heading = HEADING if gap == "\n\n" else LONE_NUMERAL
+    section, number, quatrains = "", 0, []
+    for stanza in COMMENT.sub("", text).split(gap):
+        lines = [line for line in stanza.split("\n") if TOKEN.search(line)]
+        if match := re.fullmatch(heading, "\n".join(lines)):
+            section, number = f"{match[1]}.", 0
+        elif lines:
             number += 1
-            quatrains.append((f"{heading}{number}", stanza))
+            quatrains.append((f"{section}{number}", "\n".join(lines)))
     return quatrains
 
 
 def tokenize(text: str, line_ends: bool = False) -> list:
-    """Split a normalized text into lower-case tokens; `. , ; ! ?` are tokens of their own. With
-    `line_ends`, every line but the last also ends in a numbered token."""
+    """Split a normalized text into lower-case tokens. With `line_ends`, a numbered token is between
+    two lines."""
     tokens = []
-    for number, line in enumerate(filter(TOKEN.search, text.lower().split("\n"))):
+    for number, line in enumerate(text.split("\n")):
         if line_ends and number:
             tokens.append(line_end(number))
-        tokens += TOKEN.findall(line)
+        tokens += map(lower, TOKEN.findall(line))
     return tokens
 
 
+def lower(word: str) -> str:
+    """Return a word in lower case. Python turns the Turkish capital into two characters."""
+    return word.replace("\u0130", "i").lower()
+
+
 def line_end(number: int) -> str:
-    """Return the token that ends a line. From the twentieth on, all have the same."""
+    """Return the token that ends a line. All from the twentieth on are alike, because few poems
+    have so many lines to learn from."""
     return f"<LINE{min(number, 20)}>"
 
 
+def is_control(token: str) -> bool:
+    """Return whether a token is the boundary token or a line end."""
+    return token[0] == "<"
+
+
 def only_words(tokens: list) -> list:
-    """Leave out punctuation and line ends."""
+    """Leave out punctuation marks and control tokens."""
     return [token for token in tokens if token[0] not in f"<{PUNCTUATION}"]
 
 
 def index_corpus(quatrains: list, line_ends: bool = False) -> Corpus:
-    """Assign token IDs by descending frequency, from 1. ID 0 is the break, with a count of 1."""
+    """Assign token IDs by descending frequency, from 1. ID 0 is the boundary token; its count is 1,
+    as published, so that its samples have weight 1."""
     tokens = [tokenize(text, line_ends) for _, text in quatrains]
     ranked = Counter(token for row in tokens for token in row).most_common()
     vocabulary, counts = zip((BREAK, 1), *ranked, strict=True)
     return Corpus(quatrains, tokens, list(vocabulary), np.array(counts))
 
 
-def describe_corpus(corpus: Corpus, settings: Settings) -> list:
-    """Return lines that describe a corpus, and that suggest changes to it or to the settings."""
-    max_length, tokens = settings.max_length, corpus.tokens
-    words = [token[0] != "<" for token in corpus.vocabulary]
-    lengths = [len(row) for row in tokens]
-    longest = max(lengths)
-    lines = {
-        f"Corpus: {settings.corpus} has {len(lengths):,} quatrains, "
-        f"{corpus.counts[words].sum():,} tokens, {sum(words):,} distinct words.": True,
-        f"Quatrain {corpus.quatrains[lengths.index(longest)][0]} has {longest:,} tokens: put blank "
-        "lines between quatrains.": longest > 1000,
-        f"Most quatrains are longer than max_length = {max_length}: to generate whole ones, set "
-        f"max_length = {np.quantile(lengths, 0.9) + 1:.0f}, which fits 90% of them.": (
-            settings.whole_quatrains and max_length <= np.median(lengths) < 1000
-        ),
-        "Many quatrains have one or two words: put `# ` before those that are titles.": (
-            np.mean([len(only_words(row)) < 3 for row in tokens]) > 1 / 3
-        ),
-        "Words are very long: if the script has no spaces, put spaces between words.": (
-            np.mean([len(token) for token in corpus.vocabulary]) > 15
-        ),
-    }
-    return [line for line, applies in lines.items() if applies]
-
-
-# %% GloVe
-
-GLOVE_DIMS = (50, 100, 200, 300)
-GLOVE_URL = "https://nlp.stanford.edu/data/glove.6B.zip"
-GLOVE_SHA256 = "617afb2fe6cbd085c235baf7a465b96f4112bd7f7ccb2b2cbd649fed9cbcf2fb"
-GLOVE_SPREAD = 0.4  # Standard deviation of its numbers.
-WITHOUT_GLOVE = 'set glove = "none" (--glove none)'
-
-
-def find_glove(glove: str, dim: int) -> Path | None:
-    """Return the GloVe file, downloading it if necessary. Return None without GloVe or if the
-    download fails, which it prints."""
-    if glove == "none":
-        return None
-    if glove != "auto":
-        return Path(glove)
-    if dim not in GLOVE_DIMS:
-        raise UsageError(
-            f"embedding_dim must be one of {GLOVE_DIMS} for GloVe: change it, or {WITHOUT_GLOVE}"
-        )
-    for path in (Path(f"data/glove.6B.{dim}d.txt"), Path("data/glove.6B.zip")):
-        if path.exists():
-            return path
-    print(f"GloVe: using Keras's cache, or downloading 862 MB once. To skip it, {WITHOUT_GLOVE}.")
-    socket.setdefaulttimeout(20)  # Seconds without data. Keras sets no timeout.
-    try:
-        # Keras checks the hash each time, so an incomplete file is never used.
-        return Path(keras.utils.get_file("glove.6B.zip", GLOVE_URL, file_hash=GLOVE_SHA256))
-    except Exception as error:  # Keras raises plain exceptions.
-        print(f"\nGloVe: not available ({error}); words are random. To skip it, {WITHOUT_GLOVE}.")
-        return None
-    finally:
-        socket.setdefaulttimeout(None)
-
-
-def read_glove(path: Path, vocabulary: list, embeddings: np.ndarray):
-    """Replace embeddings (float32, vocabulary x dim) of words found in a GloVe file. A word that it
-    lacks gets the mean of its parts between apostrophes and hyphens. The others are scaled to the
-    spread of those found. Print how many there are. Raise UsageError if the file does not work."""
-    parts = {word: re.findall("[^'-]+", word) for word in vocabulary}
-    words = {*parts, *itertools.chain(*parts.values())}
-    try:
-        vectors = read_vectors(path, embeddings.shape[1], words)
-    except Exception as error:  # Malformed files raise many kinds of errors.
-        raise UsageError(
-            f"GloVe file {path} cannot be used ({error}): set glove to another, or {WITHOUT_GLOVE}"
-        )
-    parts |= {word: [word] for word in vectors}  # What was found needs no parts.
-    embeddings *= np.std([*vectors.values()]) / GLOVE_SPREAD
-    found = []
-    for token_id, word in enumerate(vocabulary):
-        if vectors.keys() >= {*parts[word]}:
-            embeddings[token_id] = np.mean([vectors[part] for part in parts[word]], 0)
-            found.append(word)
-    whole = len(vectors.keys() & found)
+def describe_corpus(corpus: Corpus, settings: Settings):
+    """Print the size of a corpus, and what may need a change."""
+    lengths = [len(row) for row in corpus.tokens]
+    counts = [n for token, n in zip(*corpus[2:], strict=True) if not is_control(token)]
     print(
-        f"GloVe: {path} has {whole:,} of {len(vocabulary) - 1:,} words, and the parts of "
-        f"{len(found) - whole:,} more; the others are random."
+        f"Corpus: {settings.corpus} has {len(lengths):,} quatrains, {sum(counts):,} tokens, "
+        f"{len(counts):,} distinct tokens."
     )
+    if not any("\n" in text for _, text in corpus.quatrains):
+        print("Every line is a quatrain, because no blank lines separate them.")
+    longest = max(lengths)
+    # One among many does little harm.
+    if longest > max(1000, sum(lengths) / 10):
+        words = " ".join(corpus.tokens[lengths.index(longest)][:5])
+        print(
+            f'The quatrain "{words} ..." has {longest:,} tokens: separate quatrains by blank lines.'
+        )
+    elif settings.whole_quatrains and settings.max_length <= np.median(lengths):
+        print(
+            f"Most quatrains are longer than max_length = {settings.max_length}: to generate whole "
+            f"ones, set max_length = {np.quantile(lengths, 0.9) + 1:.0f}, which fits 90% of them."
+        )
+
+
+# %% Word vectors
+
+GLOVE_STD = 0.4  # Standard deviation of GloVe's numbers.
+
+
+def make_embeddings(corpus: Corpus, settings: Settings) -> np.ndarray:
+    """Return initial word vectors (float32, vocabulary x embedding_dim): those of the GloVe file,
+    and random ones for other words. Raise UsageError if the file cannot be used."""
+    vocabulary, dim, glove = corpus.vocabulary, settings.embedding_dim, settings.glove
+    rng = np.random.default_rng(settings.seed)
+    embeddings = rng.normal(0, GLOVE_STD, (len(vocabulary), dim)).astype(np.float32)
+    path = Path(f"data/glove.6B.{dim}d.txt" if glove == "auto" else glove)
+    if glove == "auto" and not path.exists():
+        print(
+            f"GloVe: {path} is missing, so word vectors are random. README.md says how to get it."
+        )
+    elif glove != "none":
+        vectors = read_vectors(path, dim, {*vocabulary})
+        for word, vector in vectors.items():
+            embeddings[vocabulary.index(word)] = vector
+        print(f"GloVe: {path} has {len(vectors):,} of {len(vocabulary):,} tokens.")
+    return embeddings
 
 
 def read_vectors(path: Path, dim: int, words: set) -> dict:
-    """Read the vectors (float32, dim) of words from lines of a word and numbers, separated by
-    single spaces, or from a zip of such files. Raise an error if there are none."""
-    file, vectors = path.open("rb"), {}
-    if path.suffix == ".zip":
-        archive = zipfile.ZipFile(file)
-        # The member of this size, or else the first, so that the error says which size it has.
-        name = min(archive.namelist(), key=lambda name: not name.endswith(f".{dim}d.txt"))
-        file = archive.open(name)
-    with io.TextIOWrapper(file, "utf-8-sig", "surrogateescape") as lines:
-        first = lines.readline()
-        if re.fullmatch(r"\d+ \d+\s*", first):  # The header of word2vec, fastText and gensim.
-            first = lines.readline()
-        start = first[:40].strip()
-        start = f'"{start}"' if start.isprintable() else "tabs or binary data"
-        if not re.fullmatch(r"\S+( [-+.\deE]+)+\s*", first):
-            raise ValueError(f"it starts with {start}")
-        for line in itertools.chain([first], lines):
-            word, _, numbers = line.partition(" ")
-            if word in words:
-                vectors[word] = np.array(numbers.split(), np.float32)
-                size = len(vectors[word])
-                if size != dim:
-                    raise ValueError(
-                        f"{word} has {size} numbers, not {dim}"
-                        if len(vectors) > 1
-                        else f"its vectors have {size} numbers: set embedding_dim = {size}"
-                    )
+    """Read the vectors (float32, dim) of words from a file with lines of a word and its numbers.
+    Skip all other lines, such as a header. Raise UsageError if none is left."""
+    vectors = {}
+    try:
+        with path.open(encoding="utf-8-sig", errors="replace") as lines:
+            for line in lines:
+                word, _, numbers = line.partition(" ")
+                if word in words:
+                    with contextlib.suppress(ValueError):  # These are not numbers.
+                        vector = np.array(numbers.split(), np.float32)
+                        if vector.shape == (dim,) and np.isfinite(vector).all():
+                            vectors[word] = vector
+    except OSError as error:
+        raise UsageError(f'GloVe file {path} cannot be read ({error}): set glove = "none"')
     if not vectors:
-        raise ValueError(f"none of its words is in the corpus; it starts with {start}")
+        raise UsageError(
+            f"GloVe file {path} has no line with a word of the corpus and {dim} numbers: set "
+            'embedding_dim to its size, or glove = "none"'
+        )
     return vectors
 
 
 # %% Samples
 
 
+class Samples(NamedTuple):
+    """Phrases (int32, samples x phrase_len), the token that follows each (int32, samples x 1), and
+    weights (float32, samples)."""
+
+    phrases: np.ndarray
+    targets: np.ndarray
+    weights: np.ndarray
+
+
 def make_windows(corpus: Corpus, phrase_len: int, whole: bool) -> np.ndarray:
-    """Cut each quatrain into windows of `phrase_len` tokens and the next one (int32, samples x
-    phrase_len + 1). A quatrain of n tokens, between two breaks, gives n + 2 - phrase_len windows.
-    `whole` puts a full phrase of breaks before it, which gives n + 1. The windows are shuffled, in
-    an order that depends only on the corpus."""
+    """Cut each quatrain into windows of a phrase and the next token (int32, samples x phrase_len +
+    1). A quatrain of n tokens, between two breaks, gives n + 2 - phrase_len windows. `whole` puts a
+    full phrase of breaks before it, which gives n + 1. Shuffle them."""
     token_ids = {token: token_id for token_id, token in enumerate(corpus.vocabulary)}
     breaks, view = [0] * phrase_len, np.lib.stride_tricks.sliding_window_view
     rows = [[*breaks, *map(token_ids.get, tokens), 0] for tokens in corpus.tokens]
     windows = np.concatenate([view(np.array(row, np.int32), phrase_len + 1) for row in rows])
+    # Before any are left out, so that which ones are held out depends only on the corpus.
     windows = np.random.default_rng(0).permutation(windows)
-    if not whole:
-        windows = windows[(windows[:, :-1] == 0).sum(1) < 2]
-    return windows
+    breaks_in_phrase = (windows[:, :-1] == 0).sum(1)
+    return windows if whole else windows[breaks_in_phrase <= 1]
 
 
-def make_samples(corpus: Corpus, settings: Settings) -> list:
-    """Split a corpus into 95% training and 5% validation samples, each a tuple of phrases (int32,
-    samples x phrase_len), targets (int32, samples x 1) and weights (float32, samples): the square
-    root of the target's count, or 1. Raise UsageError if there are fewer than 20 samples."""
+def make_samples(corpus: Corpus, settings: Settings) -> tuple[Samples, Samples]:
+    """Return 95% of the samples for training, and 5% for validation. The weight is the square root
+    of the target's count, or 1. Raise UsageError if there are fewer than 20 samples."""
     windows = make_windows(corpus, settings.phrase_len, settings.whole_quatrains)
-    if len(windows) < 20:
+    if len(windows) < 20:  # With fewer, none would be held out.
         longest = max(map(len, corpus.tokens))
         raise UsageError(
             f"corpus {settings.corpus}, whose longest quatrain has {longest} tokens, gives "
             f"{len(windows)} samples, but needs 20: lower phrase_len = {settings.phrase_len}, or "
             "set corpus to a longer text"
         )
-    weights = corpus.counts ** (0.5 if settings.class_weights else 0)
-    targets = windows[:, -1]
-    samples = windows[:, :-1], targets[:, None], weights[targets].astype(np.float32)
-    size = int(0.95 * len(windows))
-    return list(zip(*(np.split(array, [size]) for array in samples), strict=True))
+    targets = windows[:, -1:]
+    weights = np.sqrt(corpus.counts) if settings.class_weights else np.ones(len(corpus.counts))
+    arrays = windows[:, :-1], targets, weights[targets[:, 0]].astype(np.float32)
+    split = int(0.95 * len(windows))
+    return Samples(*(array[:split] for array in arrays)), Samples(
+        *(array[split:] for array in arrays)
+    )
 
 
 # %% Model
@@ -631,9 +605,10 @@ def build_model(embeddings: np.ndarray, settings: Settings) -> keras.Model:
     get token IDs as targets (int32, batch x 1)."""
     vocab_size, dim = embeddings.shape
     penalty = keras.regularizers.L2(settings.regularization)
+    # The layers have names, because Keras would number those of a second model.
     model = keras.Sequential(name="quatrains")
     model.add(keras.Input((settings.phrase_len,), dtype="int32", name="words"))
-    model.add(keras.layers.Embedding(vocab_size, dim, weights=embeddings))
+    model.add(keras.layers.Embedding(vocab_size, dim, weights=embeddings, name="Embedding"))
     model.add(
         keras.layers.GRU(
             settings.gru_dim,
@@ -649,28 +624,27 @@ def build_model(embeddings: np.ndarray, settings: Settings) -> keras.Model:
         )
     )
     if settings.dense_dropout:
-        model.add(keras.layers.Dropout(settings.dense_dropout))
-    model.add(keras.layers.Dense(vocab_size, activation="softmax"))
+        model.add(keras.layers.Dropout(settings.dense_dropout, name="Dropout"))
+    model.add(keras.layers.Dense(vocab_size, activation="softmax", name="Dense"))
     model.compile(
         optimizer=keras.optimizers.RMSprop(settings.learning_rate),
         loss="sparse_categorical_crossentropy",
         metrics=[keras.metrics.MeanMetricWrapper(sparse_categorical_accuracy, name="acc")],
+        jit_compile=False,  # `use_xla` compiles the training steps; validation gains nothing.
     )
     return model
 
 
+def sparse_categorical_accuracy(targets, probs):
+    """Compute Keras's accuracy (float32, batch) without its argmax, which is slow under XLA. A
+    program that loads the model without this script gets Keras's function of the same name."""
+    is_likeliest = tf.gather(probs, targets, batch_dims=1)[:, 0] >= tf.reduce_max(probs, -1)
+    return tf.cast(is_likeliest, tf.float32)
+
+
 def make_callbacks(settings: Settings) -> list:
-    """Return Keras callbacks to pass to `fit`. Epochs are counted across all runs."""
+    """Return Keras callbacks. Epochs are counted across all runs."""
     return []
-
-
-def sparse_categorical_accuracy(targets, predicted):
-    """Compute Keras's accuracy (float32, batch) without its argmax, which is slow in XLA."""
-    # Keras saves a function by its name, and a loader without this script finds Keras's own.
-    # Keras attaches the logits to the output of a softmax. The loss needs their maximum anyway.
-    logits = getattr(predicted, "_keras_logits", predicted)
-    chosen = tf.gather(logits, targets, batch_dims=1)
-    return tf.cast(chosen[:, 0] >= tf.reduce_max(logits, -1), tf.float32)
 
 
 def check_model(model: keras.Model, vocab_size: int, phrase_len: int):
@@ -686,177 +660,101 @@ def check_model(model: keras.Model, vocab_size: int, phrase_len: int):
     keras.saving.deserialize_keras_object(saved, custom_objects=globals())
 
 
-# %% Training
-# Runs of several epochs, each followed by new quatrains.
+# %% Verse
+# Lines, capitals and punctuation.
 
-STEPS_PER_CALL = 8  # At most, in `fast_training`. More gain nothing.
-
-
-def train(**overrides: Any) -> "QuatrainLM":
-    """Train with the settings at the top and overrides, such as `recipe="verse"`. In a notebook,
-    an interrupt ends training and still returns the model. Raise UsageError if the settings do not
-    work."""
-    settings = make_settings(**overrides)
-    with tf.device(prepare_device(settings)):
-        if settings.resume:
-            lm = load_checkpoint(settings.log_dir, overrides)
-            if lm.completed_runs >= settings.runs:
-                raise UsageError(
-                    f"{lm.folder} has already completed {lm.completed_runs} runs: increase runs"
-                )
-            print(f"Resuming {lm.folder} after run {lm.completed_runs - 1}.")
-            samples = make_samples(lm.corpus, lm.settings)
-        else:
-            lm, samples = start_experiment(settings)
-        with locked(lm.folder):
-            try:
-                fit_runs(lm, *samples)
-            except KeyboardInterrupt:
-                if not INTERACTIVE:
-                    raise
-            finally:
-                if (lm.folder / CHECKPOINT).exists():
-                    print(f"\nSaved {lm.folder / CHECKPOINT}, up to the last completed run.")
-                    print("To continue: --resume (resume = True). To generate: --generate 20.")
-                else:
-                    print("\nNothing was saved: the first run was not completed.")
-    return lm
+# A word may get a capital at the start of a quatrain, at the start of a line, and after a mark that
+# ends a sentence. This is what precedes it there.
+STARTS = ["", "\n", *SENTENCE_ENDS]
 
 
-def start_experiment(settings: Settings) -> tuple:
-    """Read the corpus, build the model and create the experiment's folder; return the model and its
-    samples. Raise UsageError if one of them does not work, before GloVe is downloaded."""
-    corpus = index_corpus(read_corpus(settings.corpus), settings.whole_quatrains)
-    vocabulary, dim = corpus.vocabulary, settings.embedding_dim
-    samples = make_samples(corpus, settings)
-    encode_prompt(settings.prompt, vocabulary, settings.max_length)
-    if settings.seed is None:  # Saved with the experiment, so that it can be resumed exactly.
-        settings.seed = int.from_bytes(os.urandom(4), "big")
-    rng = np.random.default_rng(settings.seed)
-    embeddings = rng.normal(0, GLOVE_SPREAD, (len(vocabulary), dim)).astype(np.float32)
-    check_model(build_model(embeddings, settings), len(vocabulary), settings.phrase_len)
-    glove = find_glove(settings.glove, dim)
-    if glove:
-        read_glove(glove, vocabulary, embeddings)
-    keras.utils.clear_session()  # Otherwise a second model would have an `embedding_1`.
-    keras.utils.set_random_seed(settings.seed)
-    model = build_model(embeddings, settings)
-    name = f"{time.strftime('%y%m%d-%H%M%S')}-{settings.name or settings.recipe}"
-    folder = Path(settings.log_dir, name)
-    folder.mkdir(parents=True)
-    return QuatrainLM(settings, corpus, model, folder), samples
+class Casing(NamedTuple):
+    """The usual form of each lower-case word, and the STARTS that capitals mostly follow."""
+
+    forms: dict
+    before_capitals: set
 
 
-def fit_runs(lm: "QuatrainLM", training: tuple, validation: tuple):
-    """Train the remaining runs with Keras's `fit`."""
-    settings, model = lm.settings, lm.model
-    sizes = f"Train on {len(training[1])} samples, validate on {len(validation[1])} samples"
-    print(settings, *describe_corpus(lm.corpus, settings), sep="\n")
-    model.summary()
-    # Equal calls of equal batches, so that only one function is compiled.
-    batches = len(training[1]) / settings.batch_size
-    calls = math.ceil(batches / STEPS_PER_CALL)
-    steps = math.ceil(batches / calls)
-    first = lm.completed_epochs
-    last = first + (settings.runs - lm.completed_runs) * settings.epochs_per_run
-    model.jit_compile &= settings.use_xla  # Keras turns XLA on by itself if there is a GPU.
-    fast = settings.use_xla and not model.run_eagerly
-    with fast_training(model, steps) if fast else contextlib.nullcontext():
-        model.fit(
-            make_dataset(training, calls * steps, first, last, settings.seed),
-            steps_per_epoch=calls * steps,
-            initial_epoch=first,
-            epochs=last,
-            validation_data=validation[:2],
-            validation_batch_size=settings.batch_size,
-            callbacks=[*make_callbacks(settings), RunCallback(lm, sizes)],
-            shuffle=False,  # `make_dataset` does it.
-            verbose=1 if INTERACTIVE or os.isatty(1) else 2,  # Progress bars where they can update.
-        )
+def learn_casing(quatrains: list) -> Casing:
+    """Learn capitals from a corpus. Lines in all capitals do not count. At a start, the form of a
+    word counts only if it has inner capitals."""
+    forms, votes = Counter(), Counter()
+    for _, text in quatrains:
+        before = ""
+        for line in text.split("\n"):
+            for token in [] if line.isupper() else TOKEN.findall(line):
+                word = lower(token)
+                capitalized = capitalize(word)
+                if before not in STARTS or token not in (word, capitalized):
+                    forms[token] += 1
+                if before in STARTS and word != capitalized:  # Not in scripts without case.
+                    votes[before] += 1 if token != word else -1
+                before = token
+            before = "\n"
+    # The most frequent form comes last and overwrites the others.
+    usual = {lower(form): form for form, _ in reversed(forms.most_common())}
+    # Without evidence, capitals follow.
+    return Casing(usual, {start for start in STARTS if votes[start] >= 0})
 
 
-def make_dataset(samples: tuple, batches: int, first: int, last: int, seed: int) -> tf.data.Dataset:
-    """Return the batches of the epochs from `first` to before `last`, each a tuple of phrases,
-    targets and weights as in `make_samples`. The order depends only on the seed and the epoch. The
-    samples that the last batch lacks are the first ones of the epoch."""
-    count = len(samples[0])
-    size = math.ceil(count / batches)
-
-    @graph_function
-    def make_epoch(epoch):
-        """Return the batches of one epoch."""
-        order = tf.random.experimental.stateless_shuffle(tf.range(count), [seed, epoch])
-        rows = tf.reshape(tf.concat([order, order], 0)[: batches * size], (batches, size))
-        return tf.data.Dataset.from_tensor_slices(tuple(tf.gather(a, rows) for a in samples))
-
-    # Its autotuner can delay the end of the process by 18 seconds after Ctrl-C.
-    options = tf.data.Options()
-    options.autotune.enabled = False
-    return tf.data.Dataset.range(first, last).flat_map(make_epoch).with_options(options)
+def split_lines(tokens: list) -> list:
+    """Split tokens at line ends into lists of words. Attach to each word the last of the marks that
+    follow it; drop marks before the first word."""
+    lines = [[]]
+    for token in tokens:
+        if is_control(token):
+            lines.append([])
+        elif token not in PUNCTUATION:
+            lines[-1].append(token)
+        elif lines[-1]:
+            lines[-1][-1] = lines[-1][-1].rstrip(PUNCTUATION) + token
+    return [words for words in lines if words]
 
 
-class RunCallback(keras.callbacks.ProgbarLogger):
-    """Progress bar that also logs each epoch, and ends each run with quatrains and a checkpoint. It
-    comes last, so that what other callbacks change at the end of an epoch is saved with it."""
+def wrap_lines(words: list, count: int) -> list:
+    """Split words into `count` lines of similar length (fewer if there are too few words). Ending a
+    line at punctuation is worth 10 characters of imbalance, which keeps most clauses whole."""
+    lines = []
+    for left in range(min(count, len(words)), 1, -1):
+        target = len(" ".join(words)) / left
+        costs = [
+            abs(len(" ".join(words[:end])) - target) - 10 * (words[end - 1][-1] in PUNCTUATION)
+            for end in range(1, len(words) - left + 2)
+        ]
+        end = 1 + costs.index(min(costs))
+        lines.append(words[:end])
+        words = words[end:]
+    return [*lines, words]
 
-    def __init__(self, lm: "QuatrainLM", sizes: str):
-        super().__init__()
-        self.lm, self.sizes = lm, sizes
-        # Kept open: TensorBoard misorders event files that were created in the same second.
-        self.writers = {
-            half: tf.summary.create_file_writer(str(lm.folder / half))
-            for half in ("", "train", "validation")
-        }
-        if not lm.completed_runs:
-            log_experiment(self.writers[""], lm)
 
-    def on_epoch_begin(self, epoch, logs=None):
-        """Print the start of a run, and reseed dropout."""
-        if epoch == self.lm.completed_epochs:
-            print(f"\nRun {self.lm.completed_runs}\n{self.sizes}")
-        super().on_epoch_begin(epoch)
-        # Keras does not save the state of dropout, so it depends on the seed and the epoch.
-        rng = np.random.default_rng([self.lm.settings.seed, epoch, 2])
-        for variable in self.model.non_trainable_variables:
-            if variable.name == "seed_generator_state":
-                variable.assign(rng.integers(2**32, size=2, dtype=np.uint32))
+def format_verse(lines: list, casing: Casing) -> str:
+    """Format lines of lower-case words as verse, with capitals."""
+    texts, before = [], ""
+    for words in lines:
+        shown = []
+        for word in words:
+            bare = word.rstrip(PUNCTUATION)
+            form = casing.forms.get(bare, bare)
+            if before in casing.before_capitals:
+                form = capitalize(form)
+            shown.append(form + word.removeprefix(bare))
+            before = word[-1]
+        texts.append(" ".join(shown))
+        before = "\n"
+    return re.sub(rf"(?<=[{CJK}]) (?=[{CJK}])", "", "\n".join(texts))
 
-    def on_epoch_end(self, epoch, logs=None):
-        """Log the metrics. Raise UsageError if the validation loss is not finite."""
-        super().on_epoch_end(epoch, logs)
-        if not np.isfinite(logs["val_loss"]):
-            raise UsageError("val_loss is not finite: lower learning_rate and train again")
-        log_epoch(self.writers, self.model, epoch, logs)
-        self.trained_epochs = epoch + 1
-        run_end = self.lm.completed_epochs + self.lm.settings.epochs_per_run
-        if self.trained_epochs == run_end and not self.model.stop_training:
-            self.end_run()
 
-    def on_train_end(self, logs=None):
-        """End a run that was stopped early. EarlyStopping has restored the best weights by now."""
-        if self.model.stop_training:
-            self.end_run()
-
-    def end_run(self):
-        """Generate quatrains, log them, and save a checkpoint."""
-        lm, settings = self.lm, self.lm.settings
-        lm.completed_runs += 1
-        lm.completed_epochs = self.trained_epochs
-        seeds = [settings.seed, lm.completed_runs, 1]
-        quatrains = lm.generate(settings.quatrains_per_run, seeds)
-        print()
-        print(*quatrains, sep="\n" if settings.raw else "\n\n")
-        print(f"\n{report_quotes(quatrains)}")
-        log_run(self.writers, lm, quatrains)
-        save_checkpoint(lm)
+def capitalize(text: str) -> str:
+    """Put the first letter in title case, which differs from upper case for digraphs."""
+    return re.sub(r"\w", lambda letter: letter[0].title(), text, count=1)
 
 
 # %% Generation
 
 
 class Quatrain(NamedTuple):
-    """A generated quatrain, its longest quote from the corpus, the number of the quoted quatrain,
-    and its SLOR score."""
+    """A generated quatrain: its tokens, formatted text, longest quote from the corpus (a list of
+    words), the number of the quoted quatrain, and SLOR score."""
 
     tokens: list
     text: str
@@ -865,19 +763,26 @@ class Quatrain(NamedTuple):
     slor: float
 
     def __str__(self) -> str:
-        """Return the text."""
         return self.text
+
+    def __repr__(self) -> str:
+        return f"\n{self.text}\n"  # In a notebook, a list of quatrains shows the verse.
 
 
 class Draft(NamedTuple):
-    """A quatrain in the making: its token IDs, with the prompt, and of each sampled token log
-    p(token | phrase) - log p(token), at temperature 1."""
+    """A quatrain in the making: its token IDs, including the prompt, and, for each sampled token,
+    log p(token | phrase) - log p(token), at temperature 1."""
 
     token_ids: list
     log_ratios: list
 
+    @property
+    def slor(self) -> float:
+        """Syntactic log-odds ratio (Pauls & Klein 2012; Lau, Clark & Lappin 2017)."""
+        return float(np.mean(self.log_ratios or 0))
 
-@dataclass(eq=False)
+
+@dataclass(eq=False, repr=False)
 class QuatrainLM:
     """A trained language model that generates quatrains, with all that is needed to resume its
     training."""
@@ -886,58 +791,76 @@ class QuatrainLM:
     corpus: Corpus
     model: keras.Model
     folder: Path
+    device: str = "/cpu:0"
     completed_runs: int = 0
-    completed_epochs: int = 0  # Fewer in a run that was stopped early.
+    completed_epochs: int = 0  # Fewer than runs x epochs_per_run if a run stopped early.
 
     def __post_init__(self):
-        """Check the prompt, collect corpus statistics, and compile predictions."""
-        corpus, settings = self.corpus, self.settings
-        encode_prompt(settings.prompt, corpus.vocabulary, settings.max_length)
+        """Check the prompt, and collect what generation needs from the corpus."""
+        corpus, vocabulary = self.corpus, self.corpus.vocabulary
+        encode_prompt(self.settings, vocabulary)
         self.casing = learn_casing(corpus.quatrains)
-        self.usual_form = mode(map(verse_form, corpus.tokens))
-        # Without line ends, new verse gets the corpus's usual number of lines, if they fit.
+        # New verse gets as many lines as stanzas mostly have. They count by their lines, because
+        # there may be more titles than stanzas.
         line_counts = [text.count("\n") + 1 for _, text in corpus.quatrains]
-        fitting = math.ceil(settings.max_length * sum(line_counts) / corpus.counts[1:].sum())
-        self.line_count = 1 if settings.whole_quatrains else min(mode(line_counts), fitting)
-        self.is_word = np.isin(corpus.vocabulary, only_words(corpus.vocabulary))
+        self.line_count = mode(count for count in line_counts for _ in range(count))
+        self.line_length = sum(map(len, corpus.tokens)) / sum(line_counts)  # In tokens.
+        self.is_text = np.array([not is_control(token) for token in vocabulary])
+        self.is_word = np.isin(vocabulary, only_words(vocabulary))
         self.log_unigram_probs = np.log(corpus.counts / corpus.counts.sum())
         # Quotes are compared without punctuation.
         self.corpus_text = "\n".join(f" {' '.join(only_words(row))} " for row in corpus.tokens)
-        self.predict = graph_function(self.model, reduce_retracing=True)
+        # It takes the model as an argument, so that another `lm.model` is traced anew.
+        self.predict = graph_function(lambda model, phrases: model(phrases), reduce_retracing=True)
+
+    def __repr__(self) -> str:
+        return f"QuatrainLM({str(self.folder)!r}, {self.completed_runs} runs)"
 
     def generate(self, count: int = 5, seed: Any = None, **overrides: Any) -> list:
         """Generate quatrains line by line, each line the best of its candidates. Overrides are
         settings such as `temperature`, `top_p`, `best_of`, `prompt` and `max_quote_len`; the same
         `seed` gives the same quatrains. Raise UsageError if an override is invalid or the model
         has diverged."""
-        settings = replace(self.settings, **overrides)
-        prompt = encode_prompt(settings.prompt, self.corpus.vocabulary, settings.max_length)
+        settings = override(self.settings, overrides)
+        prompt = encode_prompt(settings, self.corpus.vocabulary)
         rng = np.random.default_rng(seed)
-        size = max(1, 1000 // settings.best_of)  # About 1,000 candidates at once, to limit memory.
-        quatrains, drafts = [], [Draft(prompt, [])] * count
-        while drafts:
-            batch, drafts = drafts[:size], drafts[size:]
-            for candidates in self.sample_lines(batch, settings, rng):
-                draft = self.choose_line(candidates, settings.max_quote_len)
-                if draft.token_ids[-1] and len(draft.token_ids) < settings.max_length:
-                    drafts.append(draft)
-                else:
-                    quatrains.append(self.make_quatrain(draft, settings.raw))
+        # What ends each line. Without line ends, a quatrain is sampled as its last line.
+        ends = [*map(line_end, range(1, self.line_count)), BREAK]
+        if not settings.whole_quatrains:
+            ends = [BREAK]
+        # At most about 1,000 candidates at once, to limit memory.
+        batch, quatrains = max(1, 1000 // settings.best_of), []
+        while len(quatrains) < count:
+            drafts = [Draft(prompt, [])] * min(batch, count - len(quatrains))
+            for end in ends:
+                groups = self.sample_lines(drafts, end, settings, rng)
+                drafts = [self.choose_line(group, settings.max_quote_len) for group in groups]
+            quatrains += [self.make_quatrain(draft, settings) for draft in drafts]
         return quatrains
 
-    def sample_lines(self, drafts: list, settings: Settings, rng: Generator) -> list:
-        """Continue each draft to the end of its line or of the quatrain, or to `max_length`. Return
-        a list of `best_of` candidates for each."""
-        size, best_of = settings.phrase_len, settings.best_of
+    def sample_lines(self, drafts: list, end: str, settings: Settings, rng: Any) -> list:
+        """Continue each draft until the token `end`, or to `max_length`. Return a list of `best_of`
+        candidates for each draft."""
+        best_of, end_id = settings.best_of, self.corpus.vocabulary.index(end)
+        within_line = self.is_text.copy()
+        within_line[end_id] = True
+        # Too few tokens for a phrase follow breaks. Recipe "2017" starts so too, as published,
+        # although it is not trained on phrases of several breaks.
+        breaks = [0] * settings.phrase_len
         active = lines = [
             Draft([*ids], [*ratios]) for ids, ratios in drafts for _ in range(best_of)
         ]
-        while active:
-            phrases = np.array([([0] * size + ids)[-size:] for ids, _ in active], np.int32)
-            probs = np.array(self.predict(phrases))
-            empty = ~phrases.any(1)
-            probs[empty] *= self.is_word  # No quatrain is empty.
-            if not probs[empty].any(1).all():  # A diverged model may predict only breaks.
+        while active := [
+            draft
+            for draft in active
+            if len(draft.token_ids) < settings.max_length and draft.token_ids[-1:] != [end_id]
+        ]:
+            phrases = np.array([(breaks + ids)[-len(breaks) :] for ids, _ in active], np.int32)
+            with tf.device(self.device):
+                probs = np.array(self.predict(self.model, phrases), np.float32)
+            # A line starts with a word. All active drafts are at the start of a line, or none is.
+            probs *= within_line if self.is_text[phrases[0, -1]] else self.is_word
+            if not (probs.max(1) > 0).all():  # Also if they are NaN.
                 raise UsageError("the model predicts no words: lower learning_rate and train again")
             sampled = sample_words(probs, settings.temperature, settings.top_p, rng)
             log_probs = np.log(probs[range(len(active)), sampled])
@@ -946,32 +869,15 @@ class QuatrainLM:
                 active, sampled.tolist(), log_ratios, strict=True
             ):
                 draft.token_ids.append(token_id)
-                if token_id:
+                if token_id:  # A break says nothing about the words.
                     draft.log_ratios.append(log_ratio)
-            active = [
-                draft
-                for draft in active
-                if not self.corpus.vocabulary[draft.token_ids[-1]].startswith("<")
-                and len(draft.token_ids) < settings.max_length
-            ]
         return [lines[start : start + best_of] for start in range(0, len(lines), best_of)]
 
     def choose_line(self, candidates: list, max_quote_len: int) -> Draft:
-        """Return the best candidate: first those within `max_quote_len`, then those that can have
-        the corpus's usual form, then by SLOR."""
-
-        def rank(draft):
-            """Return whether a candidate fits the usual form, and its SLOR."""
-            tokens = self.decode(draft)
-            form = verse_form(tokens)
-            fits = form == self.usual_form
-            if draft.token_ids[-1]:  # Without a break, more lines follow.
-                fits = form[0] <= self.usual_form[0] and tokens[-1] == line_end(form[0] - 1)
-            return fits, np.mean(draft.log_ratios or 0)
-
+        """Return the candidate with the highest SLOR, if possible one within `max_quote_len`."""
         if len(candidates) == 1:  # Saves the search for quotes.
             return candidates[0]
-        ranked = sorted(candidates, key=rank, reverse=True)
+        ranked = sorted(candidates, key=lambda draft: draft.slor, reverse=True)
         for draft in ranked:
             if len(longest_quote(self.decode(draft), self.corpus_text)) <= max_quote_len:
                 return draft
@@ -981,41 +887,48 @@ class QuatrainLM:
         """Return the tokens of a draft, without its break."""
         return [self.corpus.vocabulary[token_id] for token_id in draft.token_ids if token_id]
 
-    def make_quatrain(self, draft: Draft, raw: bool) -> Quatrain:
-        """Make a `Quatrain`: format its text, and find its longest quote. SLOR (syntactic log-odds
-        ratio) is the mean log ratio (Pauls & Klein 2012; Lau, Clark & Lappin 2017)."""
+    def make_quatrain(self, draft: Draft, settings: Settings) -> Quatrain:
+        """Format a finished draft, and find its longest quote."""
         tokens = self.decode(draft)
         quote = longest_quote(tokens, self.corpus_text)
         before = self.corpus_text.partition(f" {' '.join(quote)} ")[0]
         source = self.corpus.quatrains[before.count("\n")][0] if quote else ""
-        text = " ".join(tokens) if raw else format_verse(tokens, self.casing, self.line_count)
-        return Quatrain(tokens, text, quote, source, float(np.mean(draft.log_ratios or 0)))
+        lines = split_lines(tokens)
+        if not settings.whole_quatrains:
+            count = min(self.line_count, math.ceil(len(tokens) / self.line_length))
+            lines = wrap_lines([word for words in lines for word in words], count)
+        text = " ".join(tokens) if settings.raw else format_verse(lines, self.casing)
+        return Quatrain(tokens, text, quote, source, draft.slor)
 
 
-def encode_prompt(prompt: str, vocabulary: list, max_length: int) -> list:
-    """Convert a prompt to token IDs. Raise UsageError if a word is not in the corpus."""
-    tokens = tokenize(normalize(prompt))
+def encode_prompt(settings: Settings, vocabulary: list) -> list:
+    """Convert the prompt to token IDs. Raise UsageError if it is too long, or has a word that is
+    not in the corpus."""
+    tokens = tokenize(normalize(settings.prompt))
     for token in tokens:
         if token not in vocabulary:
             raise UsageError(
                 f"prompt has {token!r}, which is not in the corpus "
-                f"(similar: {find_similar(token, vocabulary)})"
+                f"(similar: {', '.join(get_close_matches(token, vocabulary)) or 'none'})"
             )
-    if len(tokens) >= max_length:
+    if len(tokens) >= settings.max_length:
         raise UsageError(f"prompt has {len(tokens)} tokens: shorten it, or increase max_length")
     return [vocabulary.index(token) for token in tokens]
 
 
-def sample_words(probs: np.ndarray, temperature: float, top_p: float, rng: Generator) -> np.ndarray:
-    """Sample a token ID for each row of probabilities (float32, rows x vocabulary), with
-    temperature and nucleus (top-p) sampling (Holtzman et al. 2020). Returns int64 (rows)."""
+def sample_words(probs: np.ndarray, temperature: float, top_p: float, rng: Any) -> np.ndarray:
+    """Sample a token ID for each row of probabilities (float32, rows x vocabulary), which need not
+    add up to 1, with temperature and nucleus (top-p) sampling (Holtzman et al. 2020). Return int64
+    (rows)."""
     weights = probs / probs.max(1, keepdims=True)
     if temperature != 1:
         weights **= 1 / max(temperature, 1e-6)
     if top_p < 1:
         ranked = -np.sort(-weights, 1)
-        needed = ranked.cumsum(1) - ranked <= top_p * ranked.sum(1, keepdims=True)
-        weights[weights < np.where(needed, ranked, np.inf).min(1, keepdims=True)] = 0
+        # A word belongs to the nucleus if the words before it do not reach top_p.
+        in_nucleus = ranked.cumsum(1) - ranked <= top_p * ranked.sum(1, keepdims=True)
+        weights[weights < np.where(in_nucleus, ranked, np.inf).min(1, keepdims=True)] = 0
+    # The sampled ID is the number of cumulative sums up to a random share of the total.
     sums = weights.cumsum(1)
     return (sums <= rng.random((len(sums), 1), np.float32) * sums[:, -1:]).sum(1)
 
@@ -1032,115 +945,10 @@ def longest_quote(tokens: list, corpus_text: str) -> list:
 
 
 def report_quotes(quatrains: list) -> str:
-    """Describe the longest quote."""
+    """Describe the longest quote of several quatrains."""
     longest = max(quatrains, key=lambda quatrain: len(quatrain.quote))
     words = " ".join(longest.quote)
     return f'Longest quote: {len(longest.quote)} words, "{words}" ({longest.source}).'
-
-
-def generate_from_checkpoint(**overrides: Any) -> QuatrainLM:
-    """Generate quatrains from the latest checkpoint, and print its path to standard error. Return
-    the model. Raise UsageError if settings do not work."""
-    settings = make_settings(**overrides)
-    with tf.device(prepare_device(settings)):
-        lm = load_checkpoint(settings.log_dir, overrides)
-        quatrains = lm.generate(settings.generate, settings.seed)
-    print(*quatrains, sep="\n" if lm.settings.raw else "\n\n")
-    print(f"\nFrom {lm.folder / CHECKPOINT}. {report_quotes(quatrains)}", file=sys.stderr)
-    return lm
-
-
-# %% Verse
-# Lines, capitals and punctuation.
-
-
-# Where a word may get a capital: at the start of a quatrain, at that of a line, or after a mark.
-STARTS = ["", "\n", *SENTENCE_ENDS]
-
-
-class Casing(NamedTuple):
-    """The usual form of each lower-case word, and the STARTS that capitals mostly follow."""
-
-    forms: dict
-    before_capitals: set
-
-
-def learn_casing(quatrains: list) -> Casing:
-    """Learn capitals from a corpus. Lines in all capitals do not count. At a start, the form of a
-    word counts only if it has inner capitals."""
-    forms, balance = Counter(), Counter(STARTS)  # Without evidence, capitals follow.
-    for _, text in quatrains:
-        before = ""
-        for line in text.split("\n"):
-            for token in [] if line.isupper() else TOKEN.findall(line):
-                word = token.lower()
-                # Poems often begin in capitals: "FROM fairest creatures we desire increase".
-                lead_in = not before and token.isupper() and not NUMERAL.fullmatch(token)
-                if before not in balance or (token not in (word, capitalize(word)) and not lead_in):
-                    forms[token] += 1
-                if before in balance and token not in PUNCTUATION:
-                    balance[before] += 1 if token != word else -1
-                before = token
-            before = "\n"
-    # The most frequent form comes last and overwrites the others.
-    usual = {form.lower(): form for form, _ in reversed(forms.most_common())}
-    return Casing(usual, {start for start, count in balance.items() if count > 0})
-
-
-def split_lines(tokens: list, casing: Casing) -> list:
-    """Split tokens into lines at line-end tokens; capitalize words and attach punctuation. Drop
-    punctuation at the start of a line, and keep the last of several marks in a row."""
-    lines, before = [[]], ""
-    for token in tokens:
-        line = lines[-1]
-        if token.startswith("<"):
-            lines.append([])
-        elif token not in PUNCTUATION:
-            word = casing.forms.get(token, token)
-            line.append(capitalize(word) if before in casing.before_capitals else word)
-            before = token
-        elif line:
-            line[-1] = line[-1].rstrip(PUNCTUATION) + token
-            before = token
-    return [line for line in lines if line]
-
-
-def wrap_lines(words: list, count: int) -> list:
-    """Split words into lines of similar length, or fewer if there are fewer words. Ending a line at
-    punctuation is worth 10 characters of imbalance."""
-    lines = []
-    for left in range(min(count, len(words)), 1, -1):
-        target = len(" ".join(words)) / left
-        costs = [
-            abs(len(" ".join(words[:size])) - target) - 10 * (words[size - 1][-1] in PUNCTUATION)
-            for size in range(1, len(words) - left + 2)
-        ]
-        size = 1 + costs.index(min(costs))
-        lines.append(words[:size])
-        words = words[size:]
-    return [*lines, words]
-
-
-def format_verse(tokens: list, casing: Casing, line_count: int) -> str:
-    """Format tokens as verse, with lines, spacing and capitals. Without line-end tokens, split the
-    text into `line_count` lines of similar length."""
-    lines = split_lines(tokens, casing)
-    if len(lines) == 1:
-        lines = wrap_lines(lines[0], line_count)
-    texts = map(" ".join, lines)
-    if "\n" in casing.before_capitals:
-        texts = map(capitalize, texts)
-    return re.sub(rf"(?<=[{CJK}]) (?=[{CJK}])", "", "\n".join(texts))
-
-
-def capitalize(text: str) -> str:
-    """Put the first letter in title case, which differs from upper case for digraphs."""
-    return re.sub(r"\w", lambda letter: letter[0].title(), text, count=1)
-
-
-def verse_form(tokens: list) -> tuple[int, bool]:
-    """Return the number of lines, and whether the last token ends a sentence."""
-    return 1 + sum(token[0] == "<" for token in tokens), tokens[-1] in SENTENCE_ENDS
 
 
 # %% Checkpoint
@@ -1154,8 +962,6 @@ def save_checkpoint(lm: QuatrainLM):
     new = lm.folder / "unfinished.keras"
     lm.model.save(new)
     state = {
-        "saved_at": time.time(),
-        "dtype_policy": keras.config.dtype_policy().name,
         "settings": asdict(lm.settings),
         "quatrains": lm.corpus.quatrains,
         "completed_runs": lm.completed_runs,
@@ -1165,62 +971,77 @@ def save_checkpoint(lm: QuatrainLM):
         archive.writestr("quatrains.json", json.dumps(state))
     with new.open("rb+") as file:
         os.fsync(file.fileno())
-    new.replace(lm.folder / CHECKPOINT)
+    for seconds in (0.1, 1, 5, 0):
+        try:
+            new.replace(lm.folder / CHECKPOINT)
+            return
+        except PermissionError:  # On Windows, while another program has the old one open.
+            if not seconds:
+                raise
+            time.sleep(seconds)
 
 
-def read_state(path: Path) -> dict:
-    """Read what a checkpoint says about its training, and about Keras."""
-    with zipfile.ZipFile(path) as archive:
-        state, metadata = map(archive.read, ("quatrains.json", "metadata.json"))
-    return json.loads(state) | json.loads(metadata)
-
-
-def saved_at(path: Path) -> float:
-    """Return when a checkpoint was saved (s since 1970), or the file's time if it does not say."""
-    try:
-        return read_state(path)["saved_at"]
-    except Exception:
-        return path.stat().st_mtime
-
-
-def load_checkpoint(log_dir: str, overrides: dict) -> QuatrainLM:
-    """Load a checkpoint, or the latest one in a folder and its subfolders. Raise UsageError if
-    there is none, if it is unreadable, or if the overrides contradict it."""
-    path = Path(log_dir)
-    if not path.is_file():
-        path = max(path.rglob(CHECKPOINT), key=saved_at, default=None)
-    if not path:
+def find_checkpoint(log_dir: str) -> Path:
+    """Return a checkpoint's path: `log_dir` if it is a file, or else the latest one in it and its
+    subfolders. Raise UsageError if there is none."""
+    if Path(log_dir).is_file():
+        return Path(log_dir)
+    # Path.rglob does not follow links to folders.
+    paths = glob.glob(f"{glob.escape(log_dir)}/**/{CHECKPOINT}", recursive=True)
+    if not paths:
         raise UsageError(
             f"{log_dir} has no checkpoint: train first, or set log_dir to an experiment's folder"
         )
-    version = ""
+    return Path(max(paths, key=os.path.getmtime))
+
+
+def load_checkpoint(path: Path, overrides: dict) -> QuatrainLM:
+    """Load a checkpoint. Overrides precede what it fixes (its settings other than those of
+    Session, and its seed), which precedes its recipe and the defaults in this file. Raise
+    UsageError if it is unreadable, or if an override contradicts it."""
     try:
-        state = read_state(path)
-        version = f" (saved by Keras {state['keras_version']})"
-        saved, quatrains = state["settings"], state["quatrains"]
-        # Keras itself does not restore loss scaling.
-        keras.config.set_dtype_policy(state["dtype_policy"])
-        model = keras.models.load_model(path, globals())
+        with zipfile.ZipFile(path) as archive:
+            state = json.loads(archive.read("quatrains.json"))
+        saved = state["settings"]
+        fixed = {name: saved[name] for name in ("seed", *Settings.__annotations__)}
+        settings = Settings(**RECIPES.get(saved["recipe"], {}) | fixed)
+        settings = override(settings, overrides)
+        device = prepare_device(settings)
+        with tf.device(device), warnings.catch_warnings():
+            # Keras only warns if the optimizer's state does not fit.
+            warnings.filterwarnings("error", "Skipping variable loading")
+            model = keras.models.load_model(path, globals())
+    except UsageError:
+        raise
     except Exception as error:  # Damaged files raise many kinds of errors.
         raise UsageError(
-            f"checkpoint {path}{version} cannot be loaded by Keras {keras.__version__}, so set "
-            f"log_dir to another experiment's folder, or fix this: {error}"
+            f"checkpoint {path} cannot be loaded by Keras {keras.__version__}, so set log_dir to "
+            f"another experiment's folder, or fix this: {error}"
         )
-    for name in overrides.keys() - CHANGEABLE_ON_RESUME:
-        if overrides[name] != saved.get(name):
-            raise UsageError(
-                f"{path.parent} was trained with {name} = {saved.get(name)!r}, not "
-                f"{overrides[name]!r}: remove that, or set log_dir to another experiment's folder"
-            )
-    fixed = {name: saved[name] for name in saved.keys() - CHANGEABLE_ON_RESUME | {"seed"}}
-    settings = Settings(**RECIPES.get(saved["recipe"], {}) | fixed | overrides)
-    corpus = index_corpus(quatrains, settings.whole_quatrains)
+    corpus = index_corpus(state["quatrains"], settings.whole_quatrains)
     runs, epochs = state["completed_runs"], state["completed_epochs"]
-    return QuatrainLM(settings, corpus, model, path.parent, runs, epochs)
+    return QuatrainLM(settings, corpus, model, path.parent, device, runs, epochs)
 
 
 # %% Logs
 # One folder per experiment, read by TensorBoard.
+
+
+def make_folder(settings: Settings) -> Path:
+    """Create the folder of a new experiment. Raise UsageError if that is impossible."""
+    while True:
+        start = time.strftime("%y%m%d-%H%M%S")
+        folder = Path(settings.log_dir, f"{start}-{settings.name or settings.recipe}")
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except OSError as error:
+            if not folder.exists():
+                raise UsageError(
+                    f"log_dir {settings.log_dir} cannot be used ({error}): set it to a folder in "
+                    "which files can be created"
+                )
+            time.sleep(0.1)  # Another experiment has started in the same second.
 
 
 @contextlib.contextmanager
@@ -1240,61 +1061,61 @@ def locked(folder: Path):
         yield
 
 
-def log_experiment(writer: tf.summary.SummaryWriter, lm: QuatrainLM):
-    """Log the graph, layer by layer, and the settings for HParams."""
+def open_logs(folder: Path) -> dict:
+    """Open one event file for each curve of a plot, and one for the rest. They stay open, because
+    TensorBoard misorders event files that were created in the same second."""
+    return {
+        part: tf.summary.create_file_writer(str(folder / part), max_queue=0)  # Nothing is delayed.
+        for part in ("", "train", "validation")
+    }
+
+
+def log_experiment(writers: dict, lm: QuatrainLM):
+    """Log the graph of the layers, and the settings for HParams."""
     model, settings = lm.model, lm.settings
-
-    @graph_function
-    def layers(words):
-        """Call one layer after another, each in its own name scope."""
-        # Models that are not Sequential are traced as a whole.
-        for layer in model.layers if isinstance(model, keras.Sequential) else [model]:
-            with tf.name_scope(layer.name):
-                words = layer(tf.identity(words))  # One edge into each layer.
-        return words
-
-    # HParams shows the first five at first, sorted with capitals before other letters.
+    # HParams initially shows the first five, sorted with capitals before other letters.
     row = {
         "Experiment": settings.name or settings.recipe,
         "Layers": ", ".join(type(layer).__name__ for layer in model.layers),
     }
-    row |= {k: value for k, value in asdict(settings).items() if k not in CHANGEABLE_ON_RESUME}
-    with writer.as_default(0):
+    row |= {name: getattr(settings, name) for name in Settings.__annotations__}
+    with writers[""].as_default(0):
+        # `call` puts every layer at the top of the graph; the model itself would be one box.
         # A fixed batch size keeps arithmetic on it out of the graph.
         words = tf.TensorSpec((settings.batch_size, settings.phrase_len), tf.int32, "words")
-        tf.summary.graph(layers.get_concrete_function(words).graph)
+        tf.summary.graph(graph_function(model.call).get_concrete_function(words).graph)
         hparams.hparams(row, trial_id=str(lm.folder.relative_to(settings.log_dir)))
 
 
 def log_epoch(writers: dict, model: keras.Model, epoch: int, metrics: dict):
-    """Log the metrics of an epoch. Steps count from 1, as printed."""
-    metrics = {
-        "learning_rate": float(model.optimizer.learning_rate),
-        **metrics,
-        # The loss without weight penalties, to compare recipes.
-        "val_cross_entropy": metrics["val_loss"] - float(sum(model.losses)),
-    }
-    for name, value in metrics.items():
-        half = "validation" if name.startswith("val_") else "train"
-        with writers[half].as_default(epoch + 1):
+    """Log the metrics of an epoch, counted from 1."""
+    curves = {"learning_rate": float(model.optimizer.learning_rate)} | metrics
+    if model.loss == "sparse_categorical_crossentropy":
+        # The loss without weight penalties.
+        weights = [weight for weight in model.trainable_weights if weight.regularizer]
+        penalty = sum(float(weight.regularizer(weight)) for weight in weights)
+        curves["val_cross_entropy"] = metrics["val_loss"] - penalty
+    for name, value in curves.items():
+        part = "validation" if name.startswith("val_") else "train"
+        with writers[part].as_default(epoch):
             tf.summary.scalar(name.removeprefix("val_"), value)
 
 
-def log_run(writers: dict, lm: QuatrainLM, quatrains: list):
+def log_run(writers: dict, lm: QuatrainLM, run: int, quatrains: list):
     """Log the results of a run: weights, embedding, quatrains, longest quote and SLOR."""
+    texts = [f"Run {run}", *map(str, quatrains)]
+    # Markdown would number a line that starts with "1999.".
+    markdown = re.sub(r"(?m)^(\d+)\.", r"\1\\.", "\n\n".join(texts))
     with writers[""].as_default(lm.completed_epochs):
         for weight in lm.model.trainable_weights:
-            # For large weights, a sample has the same histogram in a tenth of the time.
+            # Up to 50,000 values have the same histogram as all, in a tenth of the time.
             values = weight.numpy().ravel()
             name = f"weights/{weight.path.removeprefix(lm.model.name + '/')}"
             tf.summary.histogram(name, values[:: values.size // 50_000 + 1])
-        texts = [f"Run {lm.completed_runs - 1}", *map(str, quatrains)]
-        tf.summary.text("quatrains", "\n\n".join(texts))
+        tf.summary.text("quatrains", markdown)
         tf.summary.scalar("quote", max(len(quatrain.quote) for quatrain in quatrains))
         tf.summary.scalar("slor", np.mean([quatrain.slor for quatrain in quatrains]))
     log_embedding(lm.folder, lm.model, lm.corpus.vocabulary)
-    for writer in writers.values():
-        writer.flush()
 
 
 def log_embedding(folder: Path, model: keras.Model, vocabulary: list):
@@ -1315,54 +1136,32 @@ def log_embedding(folder: Path, model: keras.Model, vocabulary: list):
     projector.visualize_embeddings(str(folder), config)
 
 
-# %% Speed
-# Without this section and the line that uses it, `fit` trains the same model, but slower.
+# %% Fast dropout
+# A hack: without this section and the line that uses it, the same training takes longer, 1.2 times
+# without XLA's slow random bits, and three times with them.
 
 
 @contextlib.contextmanager
-def fast_training(model: keras.Model, steps: int):
-    """Let `fit` take several of the model's own training steps per call, compiled by XLA, with
-    masks by `hash_dropout`. Afterwards, the model is as before."""
-
-    @graph_function(jit_compile=True)
-    def train_steps(batches):
-        """Train on stacked batches, one after another."""
-
-        def train_step(number):
-            """Train on one batch. Return the number of the next."""
-            model.train_step([array[number] for array in batches])
-            return number + 1
-
-        with mock.patch.object(tf.nn.experimental, "stateless_dropout", hash_dropout):
-            tf.while_loop(lambda number: number < steps, train_step, [0])
-
-    def train_function(iterator):
-        """Train on the next batches. Return the metrics so far, as Keras expects."""
-        batches = zip(*(next(iterator) for _ in range(steps)), strict=True)
-        train_steps([tf.stack(arrays) for arrays in batches])
-        return model.get_metrics_result()
-
-    # tf.function traces again if a trace creates variables, so create them now.
-    if not model.optimizer.built:  # With loss scaling, Keras would build it again.
-        model.optimizer.build(model.trainable_variables)
-    probs = np.ones((1, model.output_shape[-1]), np.float32)
-    model.compute_metrics(None, np.zeros((1, 1), np.int32), probs)
-    print("The first epoch takes up to a minute longer, because the training steps are compiled.")
-    with mock.patch.multiple(
-        model, steps_per_execution=steps, train_function=train_function, test_function=None
-    ):
+def fast_dropout():
+    """Replace tf.nn.experimental.stateless_dropout, which all dropout in Keras calls, in graphs
+    that are traced meanwhile. Under XLA, its random bits would take most of a training step."""
+    original = tf.nn.experimental.stateless_dropout
+    tf.nn.experimental.stateless_dropout = hash_dropout
+    try:
         yield
+    finally:
+        tf.nn.experimental.stateless_dropout = original
 
 
-def hash_dropout(values: tf.Tensor, rate: float, seed, noise_shape) -> tf.Tensor:
-    """Replace tf.nn.experimental.stateless_dropout, which all dropout in Keras calls. Its random
-    bits are so slow under XLA that an epoch would take three times as long. Here every element is
-    0 if a hash of its index and the seed (two ints) is below `rate`."""
+def hash_dropout(values: tf.Tensor, rate: float, seed: Any, noise_shape: Any) -> tf.Tensor:
+    """Set every element to 0 whose index and seed (two ints) have a hash below `rate`, and scale
+    the others."""
     seed = tf.cast(seed, tf.uint32)
     key = hash_bits(seed[0] ^ hash_bits(seed[1]))
     index = tf.cast(tf.range(tf.reduce_prod(noise_shape)), tf.uint32)
-    bits = hash_bits(tf.reshape(index, noise_shape) * np.uint32(0x9E3779B1) ^ key)
-    mask = tf.where(bits < np.uint32(rate * 2**32), 0.0, 1 / (1 - rate))
+    # The golden ratio spreads neighboring indices over all bits.
+    spread = tf.reshape(index, noise_shape) * np.uint32(0x9E3779B1)
+    mask = tf.where(hash_bits(spread ^ key) < np.uint32(rate * 2**32), 0.0, 1 / (1 - rate))
     return values * tf.cast(mask, values.dtype)
 
 
@@ -1375,9 +1174,200 @@ def hash_bits(bits: tf.Tensor) -> tf.Tensor:
     return bits
 
 
+# %% Training
+
+
+def plan_epoch(samples: int, batch_size: int) -> tuple[int, int, int]:
+    """Divide an epoch into calls, steps per call, and samples per step. All are equal, so that one
+    function is compiled. For example, 32,300 samples in batches of at most 512 take 8 calls of 8
+    steps on 505 samples."""
+    batches = math.ceil(samples / batch_size)
+    calls = math.ceil(batches / 8)  # A call copies all weights. More than eight steps gain nothing.
+    steps = math.ceil(batches / calls)
+    return calls, steps, math.ceil(samples / (calls * steps))
+
+
+def compile_steps(model: keras.Model, samples: Samples, steps: int, use_xla: bool) -> Any:
+    """Return a function that trains on one batch after another, given the indices of their samples
+    (int32, steps x batch size). Keras's `fit` compiles each step as an XLA call of its own."""
+    arrays = [tf.constant(array) for array in samples]
+
+    def train_step(step, indices):
+        model.train_step(tuple(tf.gather(array, indices[step]) for array in arrays))
+        return step + 1, indices
+
+    def train_steps(indices):
+        with fast_dropout():
+            # A loop in Python would be compiled as `steps` copies of a step.
+            tf.while_loop(lambda step, _: step < steps, train_step, (0, indices))
+
+    if model.run_eagerly:
+        return train_steps
+    # A compiled function cannot create variables, so create those of the optimizer and metrics now.
+    if not model.optimizer.built:
+        model.optimizer.build(model.trainable_variables)
+    model.test_step((samples.phrases[:1], samples.targets[:1]))
+    if use_xla:
+        print("The first epoch takes longer, because the training steps have to be compiled.")
+    return graph_function(train_steps, jit_compile=use_xla)
+
+
+def seed_dropout(model: keras.Model, rng: Any):
+    """Give the dropout layers new seeds. Keras does not save them, so each epoch has its own."""
+    for variable in model.non_trainable_variables:
+        if variable.name == "seed_generator_state":
+            variable.assign(rng.integers(2**32, size=2, dtype=np.uint32))
+
+
+def list_callbacks(lm: QuatrainLM, batches: int) -> keras.callbacks.CallbackList:
+    """Return the callbacks, with Keras's history and progress bar."""
+    runs = lm.settings.runs - lm.completed_runs
+    return keras.callbacks.CallbackList(
+        make_callbacks(lm.settings),
+        add_history=True,
+        add_progbar=True,
+        model=lm.model,
+        steps=batches,
+        epochs=lm.completed_epochs + runs * lm.settings.epochs_per_run,
+        verbose=1 if INTERACTIVE or sys.stdout.isatty() else 2,  # Bars where they can update.
+    )
+
+
+def fit_runs(lm: QuatrainLM, training: Samples, validation: Samples):
+    """Train the remaining runs, and end each with a checkpoint and quatrains. This is Keras's `fit`
+    in the open: its training step, metrics and callbacks. Raise UsageError if the validation loss
+    is not finite."""
+    settings, model, count = lm.settings, lm.model, len(training.targets)
+    calls, steps, batch_size = plan_epoch(count, settings.batch_size)
+    train_steps = compile_steps(model, training, steps, settings.use_xla)
+    held_out = tf.data.Dataset.from_tensor_slices((validation.phrases, validation.targets))
+    held_out = held_out.batch(settings.batch_size)
+    writers = open_logs(lm.folder)
+    if not lm.completed_runs:
+        log_experiment(writers, lm)
+    callbacks = list_callbacks(lm, calls * steps)
+    model.stop_training = False  # Callbacks may set it.
+    callbacks.on_train_begin()
+    while lm.completed_runs < settings.runs and not model.stop_training:
+        run = lm.completed_runs
+        print(f"\nRun {run}")
+        print(f"Train on {count} samples, validate on {len(validation.targets)} samples")
+        for epoch in range(lm.completed_epochs, lm.completed_epochs + settings.epochs_per_run):
+            rng = np.random.default_rng([settings.seed, epoch])
+            seed_dropout(model, rng)
+            # All samples in random order, and the first ones again to fill the last batch.
+            indices = np.resize(rng.permutation(count), (calls, steps, batch_size))
+            model.reset_metrics()
+            callbacks.on_epoch_begin(epoch)
+            for call in range(calls):
+                callbacks.on_train_batch_begin(call * steps)
+                train_steps(tf.constant(indices[call], tf.int32))
+                metrics = model.get_metrics_result()
+                callbacks.on_train_batch_end(call * steps + steps - 1, metrics)
+                if model.stop_training:
+                    break
+            validated = model.evaluate(held_out, callbacks=callbacks, return_dict=True)
+            metrics |= {f"val_{name}": value for name, value in validated.items()}
+            callbacks.on_epoch_end(epoch, metrics)
+            if not np.isfinite(metrics["val_loss"]):
+                raise UsageError("val_loss is not finite: lower learning_rate and train again")
+            log_epoch(writers, model, epoch + 1, metrics)
+            lm.completed_epochs = epoch + 1
+            if model.stop_training:
+                break
+        lm.completed_runs = run + 1
+        if model.stop_training or lm.completed_runs == settings.runs:
+            model.optimizer.finalize_variable_values(model.trainable_weights)
+            callbacks.on_train_end(metrics)  # EarlyStopping restores the best weights.
+        end_run(lm, run, writers)
+
+
+def end_run(lm: QuatrainLM, run: int, writers: dict):
+    """Save a checkpoint, then generate quatrains, log and print them."""
+    settings = lm.settings
+    save_checkpoint(lm)
+    quatrains = lm.generate(settings.quatrains_per_run, [settings.seed, run])
+    log_run(writers, lm, run, quatrains)
+    print(*["", *quatrains], sep="\n" if settings.raw else "\n\n")
+    print(f"\n{report_quotes(quatrains)}")
+
+
+def start_experiment(settings: Settings) -> QuatrainLM:
+    """Read the corpus, build the model and create the experiment's folder. Raise UsageError if one
+    of them is unusable."""
+    device = prepare_device(settings)
+    if settings.seed is None:  # Saved with the experiment, so that it can be resumed exactly.
+        settings = replace(settings, seed=int.from_bytes(os.urandom(4), "big"))
+    corpus = index_corpus(read_corpus(settings.corpus), settings.whole_quatrains)
+    make_samples(corpus, settings)  # Raises UsageError before anything else is made.
+    encode_prompt(settings, corpus.vocabulary)
+    embeddings = make_embeddings(corpus, settings)
+    keras.utils.set_random_seed(settings.seed)
+    with tf.device(device):
+        model = build_model(embeddings, settings)
+        check_model(model, len(corpus.vocabulary), settings.phrase_len)
+    return QuatrainLM(settings, corpus, model, make_folder(settings), device)
+
+
+def continue_training(lm: QuatrainLM):
+    """Train the remaining runs, until the end or an interrupt, and print what was saved."""
+    print(lm.settings)
+    describe_corpus(lm.corpus, lm.settings)
+    lm.model.summary()
+    try:
+        with tf.device(lm.device):
+            fit_runs(lm, *make_samples(lm.corpus, lm.settings))
+    except KeyboardInterrupt:
+        if not INTERACTIVE:
+            raise
+    finally:
+        checkpoint = lm.folder / CHECKPOINT
+        if checkpoint.exists():
+            print(f"\n{checkpoint} has the model as of the last completed run.")
+            print("To continue: --resume (resume = True). To generate: --generate 20.")
+        else:
+            print("\nNothing was saved: the first run was not completed.")
+
+
+def train(**overrides: Any) -> QuatrainLM:
+    """Train with the settings at the top and overrides, such as `recipe="verse"`. In a notebook,
+    an interrupt ends training and still returns the model. Raise UsageError if a setting or a file
+    is unusable."""
+    settings = make_settings(**overrides)
+    if not settings.resume:
+        lm = start_experiment(settings)
+        with locked(lm.folder):
+            continue_training(lm)
+        return lm
+    path = find_checkpoint(settings.log_dir)
+    with locked(path.parent):  # Before it is read, because another process may still write it.
+        lm = load_checkpoint(path, overrides)
+        run = lm.completed_runs
+        if run >= lm.settings.runs:
+            raise UsageError(f"{lm.folder} has already completed {run} runs: increase runs")
+        print(f"Resuming {lm.folder} after run {run - 1}.")
+        continue_training(lm)
+    return lm
+
+
+def generate_from_checkpoint(**overrides: Any) -> QuatrainLM:
+    """Generate quatrains from the latest checkpoint, and print its path to standard error. Return
+    the model. Raise UsageError if a setting or a file is unusable."""
+    settings = make_settings(**overrides)
+    lm = load_checkpoint(find_checkpoint(settings.log_dir), overrides)
+    # The seed of the training would give the same quatrains each time.
+    quatrains = lm.generate(lm.settings.generate or 5, settings.seed)
+    print(*quatrains, sep="\n" if lm.settings.raw else "\n\n")
+    print(f"\nFrom {lm.folder / CHECKPOINT}. {report_quotes(quatrains)}", file=sys.stderr)
+    return lm
+
+
 # %% Main
 
 if __name__ == "__main__":
-    with one_line_errors(tf.errors.ResourceExhaustedError):
-        generates = make_settings(**OVERRIDES).generate
-        lm = generate_from_checkpoint(**OVERRIDES) if generates else train(**OVERRIDES)
+    with one_line_errors():
+        # In a cell, the arguments are the kernel's, and `__file__` is missing or another file.
+        in_cell = INTERACTIVE and Path(sys.argv[0]).name != Path(globals().get("__file__", "")).name
+        overrides = {} if in_cell else read_command_line(sys.argv[1:])
+        generates = make_settings(**overrides).generate
+        lm = generate_from_checkpoint(**overrides) if generates else train(**overrides)
