@@ -84,7 +84,7 @@ class Session:
     # Candidates sampled for each line; the best one is kept.
     best_of: int = 1
     # Longest passage that a quatrain may quote from the corpus, in words. A candidate that exceeds
-    # it is kept only if all do, so this has no effect if `best_of` is 1.
+    # it is kept only if all candidates do, so this has no effect if `best_of` is 1.
     max_quote_len: int = 8
 
 
@@ -116,7 +116,7 @@ class Settings(Session):
     # Also learn how quatrains begin and where their lines end. If False (as published), train only
     # on full phrases, and guess line breaks when formatting.
     whole_quatrains: bool = False
-    # Weight each sample by the square root of its target's count in the corpus.
+    # Weight each sample by the square root of its target's count in the corpus, as published.
     class_weights: bool = True
     # Compile the training steps with XLA, which makes them faster. Turn it off for a layer that XLA
     # cannot compile.
@@ -149,7 +149,7 @@ RECIPES = {
         best_of=40,
     ),
 }
-# Minimum and maximum. Other numbers are at most a billion; whole ones are at least 1.
+# Minimum and maximum. All other numbers are from 0 (float) or 1 (int) to a billion.
 RANGES = {
     "seed": (0, 2**32 - 1),
     "temperature": (0, 100),
@@ -195,7 +195,7 @@ def make_settings(**overrides: Any) -> Settings:
 def override(settings: Settings, overrides: dict) -> Settings:
     """Return the settings of an experiment with overrides. Raise UsageError if one contradicts a
     setting that defines the experiment."""
-    for name in Settings.__annotations__.keys() & overrides.keys():  # Without those of Session.
+    for name in Settings.__annotations__.keys() & overrides.keys():  # Not Session's.
         trained = getattr(settings, name)
         if overrides[name] != trained:
             raise UsageError(
@@ -228,7 +228,7 @@ def read_command_line(arguments: list) -> dict:
     )
     comments = read_comments() if {"-h", "--help"} & {*arguments} else {}
     for field in fields(Settings):
-        kwargs = {"type": int if field.type == int | None else field.type}
+        kwargs = {"type": int if field.type == (int | None) else field.type}
         if field.type is bool:
             kwargs = {"action": argparse.BooleanOptionalAction}
         text = f"{comments.get(field.name)} Default: {field.default!r}."
@@ -279,7 +279,7 @@ if __name__ == "__main__":
                 # Files get UTF-8; "?" replaces characters that a terminal lacks.
                 encoding = None if sys.stdout.isatty() else "utf-8"
                 sys.stdout.reconfigure(encoding=encoding, errors="replace", line_buffering=True)
-            make_settings(**read_command_line(sys.argv[1:]))  # The imports take seconds.
+            make_settings(**read_command_line(sys.argv[1:]))  # Errors come before slow imports.
         require_packages()
 
 
@@ -326,7 +326,7 @@ def prepare_device(settings: Settings) -> str:
             "use_gpu = True, but TensorFlow found no GPU: install the GPU driver and "
             '"tensorflow[and-cuda]", or set use_gpu = False'
         )
-    if settings.seed is not None:  # CPU ops are deterministic anyway.
+    if settings.seed is not None:  # Then training must be reproducible. On the CPU, it is anyway.
         tf.config.experimental.enable_op_determinism()
     return "/gpu:0"
 
@@ -341,13 +341,13 @@ PUNCTUATION = SENTENCE_ENDS + ",;،؛、，；､፣፤၊"
 # Blocks of Han, Kana and their punctuation, which are written without spaces.
 CJK = "\u2e80-\u312f\u31a0-\u9fff\uf900-\ufaff\uff00-\uffef\U00020000-\U0003ffff"
 JOINERS = "\u200c\u200d"  # Invisible, but some scripts need them inside words.
-# In normalized text, punctuation marks, Han and Kana are tokens of their own. A word has at least
-# one letter or digit, and no "#", which starts a comment.
+# In normalized text, punctuation marks, Han and Kana are tokens of their own.
 WORD_CHAR = rf"[^\s#{PUNCTUATION}{CJK}]"
+# The lookahead: a word has at least one letter or digit. It has no "#", which starts a comment.
 TOKEN = re.compile(rf"[{PUNCTUATION}{CJK}]|{WORD_CHAR}*?(?=\w){WORD_CHAR}+")
 COMMENT = re.compile(r"(?m)^#+(?: .*)?$\n?")
-# A stanza that is a heading restarts the numbering. A numeral that cannot be a word is a heading
-# even within a stanza, which it splits.
+# A heading ("IV", "Sonnet IV.") is a stanza of its own, and restarts the numbering. A numeral alone
+# on a line is one even within a stanza, which it splits, unless it may be the word "I".
 HEADING = r"(?:\w+ )?([IVXLCDM]+|\d+)\.?"
 LONE_NUMERAL = r"([IVXLCDM]{2,}|[IVXLCDM](?=\.)|\d+)\.?"
 
@@ -391,7 +391,7 @@ def strip_markup(text: str) -> str:
     text = re.sub(r"(?<!<)</?[a-zA-Z][a-zA-Z\d]*(\s[^<>=]*=[^<>]*|\s*/)?>|<![^<>]*>", " ", text)
     text = html.unescape(text)
     bracket = r"\[[^][\n]*\][ \t]*"
-    # "[Chorus]" on a line of its own, where no empty line must stay, and "[00:12.50]" before words.
+    # "[Chorus]" and its line break, so that no blank line is left, or "[00:12.50]" before words.
     text = re.sub(rf"(?m)^[ \t]*({bracket})+\n?", "", text)
     text = re.sub(rf"(?m){bracket}$", "", text)
     # A number in the margin follows a tab or three spaces.
@@ -399,9 +399,10 @@ def strip_markup(text: str) -> str:
 
 
 def normalize(text: str) -> str:
-    """Normalize to NFC, spell all apostrophes and hyphens alike, and strip lines. Replace with
-    spaces all dashes, ellipses, and other punctuation and symbols that are not tokens. Remove
-    invisible characters."""
+    """Replace with spaces all dashes, ellipses, quotes, and other punctuation and symbols that are
+    not tokens. Remove invisible characters, spell apostrophes and hyphens alike, strip lines, and
+    normalize to NFC."""
+    # Handled below, or kept.
     kept = f"{PUNCTUATION}{JOINERS}#'-\u2018\u2019\u2010\u2011\n"
     for char in {*text} - {*kept}:
         if char.isspace() or char == "\u200b" or unicodedata.category(char)[0] in "PS":
@@ -423,7 +424,7 @@ def split_quatrains(text: str) -> list:
     gap = "\n\n" if "\n\n" in COMMENT.sub("", text).strip() else "\n"
     # "# Book II" is a heading too.
     text = re.sub(rf"(?m)^# {HEADING}$", rf"{gap}\1.{gap}", text)
-    # A single line such as "So did I" may be verse.
+    # Without blank lines, only those made above: the line "Am I" may be verse.
     heading = HEADING if gap == "\n\n" else LONE_NUMERAL
     section, number, quatrains = "", 0, []
     for stanza in COMMENT.sub("", text).split(gap):
@@ -437,8 +438,8 @@ def split_quatrains(text: str) -> list:
 
 
 def tokenize(text: str, line_ends: bool = False) -> list:
-    """Split a normalized text into lower-case tokens. With `line_ends`, a numbered token is between
-    two lines."""
+    """Split a normalized text into lower-case tokens. With `line_ends`, put a numbered token
+    between lines."""
     tokens = []
     for number, line in enumerate(text.split("\n")):
         if line_ends and number:
@@ -453,8 +454,8 @@ def lower(word: str) -> str:
 
 
 def line_end(number: int) -> str:
-    """Return the token that ends a line. All from the twentieth on are alike, because few poems
-    have so many lines to learn from."""
+    """Return the token that ends a line. From the twentieth line on, it is the same, because
+    few poems have so many lines to learn from."""
     return f"<LINE{min(number, 20)}>"
 
 
@@ -478,9 +479,10 @@ def index_corpus(quatrains: list, line_ends: bool = False) -> Corpus:
 
 
 def describe_corpus(corpus: Corpus, settings: Settings):
-    """Print the size of a corpus, and what may need a change."""
+    """Print the size of a corpus, and advice on what may need to be changed."""
     lengths = [len(row) for row in corpus.tokens]
-    counts = [n for token, n in zip(*corpus[2:], strict=True) if not is_control(token)]
+    pairs = zip(corpus.vocabulary, corpus.counts, strict=True)
+    counts = [count for token, count in pairs if not is_control(token)]
     print(
         f"Corpus: {settings.corpus} has {len(lengths):,} quatrains, {sum(counts):,} tokens, "
         f"{len(counts):,} distinct tokens."
@@ -488,16 +490,15 @@ def describe_corpus(corpus: Corpus, settings: Settings):
     if not any("\n" in text for _, text in corpus.quatrains):
         print("Every line is a quatrain, because no blank lines separate them.")
     longest = max(lengths)
-    # One among many does little harm.
+    # One long quatrain among many does little harm.
     if longest > max(1000, sum(lengths) / 10):
-        words = " ".join(corpus.tokens[lengths.index(longest)][:5])
+        words = " ".join(corpus.quatrains[lengths.index(longest)][1].split()[:5])
+        print(f'Quatrain "{words} ..." has {longest:,} tokens: separate quatrains by blank lines.')
+    elif settings.whole_quatrains and settings.max_length < np.median(lengths):
+        fitting = math.ceil(np.quantile(lengths, 0.9))
         print(
-            f'The quatrain "{words} ..." has {longest:,} tokens: separate quatrains by blank lines.'
-        )
-    elif settings.whole_quatrains and settings.max_length <= np.median(lengths):
-        print(
-            f"Most quatrains are longer than max_length = {settings.max_length}: to generate whole "
-            f"ones, set max_length = {np.quantile(lengths, 0.9) + 1:.0f}, which fits 90% of them."
+            f"Most quatrains are longer than max_length = {settings.max_length}: to get whole ones, "
+            f"set max_length = {fitting}, which fits 90% of them."
         )
 
 
@@ -519,8 +520,9 @@ def make_embeddings(corpus: Corpus, settings: Settings) -> np.ndarray:
         )
     elif glove != "none":
         vectors = read_vectors(path, dim, {*vocabulary})
-        for word, vector in vectors.items():
-            embeddings[vocabulary.index(word)] = vector
+        for token_id, token in enumerate(vocabulary):
+            if token in vectors:
+                embeddings[token_id] = vectors[token]
         print(f"GloVe: {path} has {len(vectors):,} of {len(vocabulary):,} tokens.")
     return embeddings
 
@@ -534,7 +536,7 @@ def read_vectors(path: Path, dim: int, words: set) -> dict:
             for line in lines:
                 word, _, numbers = line.partition(" ")
                 if word in words:
-                    with contextlib.suppress(ValueError):  # These are not numbers.
+                    with contextlib.suppress(ValueError):  # Not numbers.
                         vector = np.array(numbers.split(), np.float32)
                         if vector.shape == (dim,) and np.isfinite(vector).all():
                             vectors[word] = vector
@@ -562,13 +564,14 @@ class Samples(NamedTuple):
 
 def make_windows(corpus: Corpus, phrase_len: int, whole: bool) -> np.ndarray:
     """Cut each quatrain into windows of a phrase and the next token (int32, samples x phrase_len +
-    1). A quatrain of n tokens, between two breaks, gives n + 2 - phrase_len windows. `whole` puts a
-    full phrase of breaks before it, which gives n + 1. Shuffle them."""
+    1), and shuffle them. A quatrain of n tokens, after a full phrase of breaks and before one
+    break, gives n + 1 windows. Unless `whole`, leave out those with several breaks in the phrase,
+    which leaves n + 2 - phrase_len."""
     token_ids = {token: token_id for token_id, token in enumerate(corpus.vocabulary)}
     breaks, view = [0] * phrase_len, np.lib.stride_tricks.sliding_window_view
     rows = [[*breaks, *map(token_ids.get, tokens), 0] for tokens in corpus.tokens]
     windows = np.concatenate([view(np.array(row, np.int32), phrase_len + 1) for row in rows])
-    # Before any are left out, so that which ones are held out depends only on the corpus.
+    # Shuffled before any are left out, so that the order does not depend on `phrase_len`.
     windows = np.random.default_rng(0).permutation(windows)
     breaks_in_phrase = (windows[:, :-1] == 0).sum(1)
     return windows if whole else windows[breaks_in_phrase <= 1]
@@ -586,12 +589,11 @@ def make_samples(corpus: Corpus, settings: Settings) -> tuple[Samples, Samples]:
             "set corpus to a longer text"
         )
     targets = windows[:, -1:]
-    weights = np.sqrt(corpus.counts) if settings.class_weights else np.ones(len(corpus.counts))
-    arrays = windows[:, :-1], targets, weights[targets[:, 0]].astype(np.float32)
-    split = int(0.95 * len(windows))
-    return Samples(*(array[:split] for array in arrays)), Samples(
-        *(array[split:] for array in arrays)
-    )
+    roots = np.sqrt(corpus.counts) if settings.class_weights else np.ones(len(corpus.counts))
+    arrays = windows[:, :-1], targets, roots[targets[:, 0]].astype(np.float32)
+    halves = [np.split(array, [int(0.95 * len(windows))]) for array in arrays]
+    training, validation = zip(*halves, strict=True)
+    return Samples(*training), Samples(*validation)
 
 
 # %% Model
@@ -636,8 +638,8 @@ def build_model(embeddings: np.ndarray, settings: Settings) -> keras.Model:
 
 
 def sparse_categorical_accuracy(targets, probs):
-    """Compute Keras's accuracy (float32, batch) without its argmax, which is slow under XLA. A
-    program that loads the model without this script gets Keras's function of the same name."""
+    """Compute Keras's accuracy (float32, batch) without its argmax, which is slow under XLA. It has
+    the name of Keras's function, which a program that loads the model without this script gets."""
     is_likeliest = tf.gather(probs, targets, batch_dims=1)[:, 0] >= tf.reduce_max(probs, -1)
     return tf.cast(is_likeliest, tf.float32)
 
@@ -648,8 +650,8 @@ def make_callbacks(settings: Settings) -> list:
 
 
 def check_model(model: keras.Model, vocab_size: int, phrase_len: int):
-    """Raise UsageError if the model's output is not as `build_model` documents, or Keras's own
-    error if a checkpoint of it could be saved but not loaded."""
+    """Raise UsageError if the model's output is not as `build_model` documents, or let Keras
+    raise its own error if the model could be saved but not loaded again."""
     probs = np.array(model(np.zeros((2, phrase_len), np.int32)), np.float32)
     if probs.shape != (2, vocab_size) or probs.min() < 0 or abs(probs.sum(1) - 1).max() > 0.02:
         raise UsageError(
@@ -685,6 +687,7 @@ def learn_casing(quatrains: list) -> Casing:
             for token in [] if line.isupper() else TOKEN.findall(line):
                 word = lower(token)
                 capitalized = capitalize(word)
+                # At a start, "The" may be "the" elsewhere, but "McX" is certain.
                 if before not in STARTS or token not in (word, capitalized):
                     forms[token] += 1
                 if before in STARTS and word != capitalized:  # Not in scripts without case.
@@ -770,8 +773,8 @@ class Quatrain(NamedTuple):
 
 
 class Draft(NamedTuple):
-    """A quatrain in the making: its token IDs, including the prompt, and, for each sampled token,
-    log p(token | phrase) - log p(token), at temperature 1."""
+    """A quatrain in the making: its token IDs, including the prompt, and, for each sampled token
+    but breaks, log p(token | phrase) - log p(token), at temperature 1."""
 
     token_ids: list
     log_ratios: list
@@ -800,8 +803,8 @@ class QuatrainLM:
         corpus, vocabulary = self.corpus, self.corpus.vocabulary
         encode_prompt(self.settings, vocabulary)
         self.casing = learn_casing(corpus.quatrains)
-        # New verse gets as many lines as stanzas mostly have. They count by their lines, because
-        # there may be more titles than stanzas.
+        # New verse gets the most common number of lines. Each stanza counts as often as it has
+        # lines, because there may be more titles than stanzas.
         line_counts = [text.count("\n") + 1 for _, text in corpus.quatrains]
         self.line_count = mode(count for count in line_counts for _ in range(count))
         self.line_length = sum(map(len, corpus.tokens)) / sum(line_counts)  # In tokens.
@@ -824,10 +827,9 @@ class QuatrainLM:
         settings = override(self.settings, overrides)
         prompt = encode_prompt(settings, self.corpus.vocabulary)
         rng = np.random.default_rng(seed)
-        # What ends each line. Without line ends, a quatrain is sampled as its last line.
-        ends = [*map(line_end, range(1, self.line_count)), BREAK]
-        if not settings.whole_quatrains:
-            ends = [BREAK]
+        # What ends each line. Without line ends, a whole quatrain is sampled as one line.
+        lines = self.line_count if settings.whole_quatrains else 1
+        ends = [*map(line_end, range(1, lines)), BREAK]
         # At most about 1,000 candidates at once, to limit memory.
         batch, quatrains = max(1, 1000 // settings.best_of), []
         while len(quatrains) < count:
@@ -844,10 +846,10 @@ class QuatrainLM:
         best_of, end_id = settings.best_of, self.corpus.vocabulary.index(end)
         within_line = self.is_text.copy()
         within_line[end_id] = True
-        # Too few tokens for a phrase follow breaks. Recipe "2017" starts so too, as published,
-        # although it is not trained on phrases of several breaks.
+        # Breaks pad phrases that are too short. Recipe "2017" is not trained on such phrases, but
+        # starts with one all the same, as published.
         breaks = [0] * settings.phrase_len
-        active = lines = [
+        active = candidates = [
             Draft([*ids], [*ratios]) for ids, ratios in drafts for _ in range(best_of)
         ]
         while active := [
@@ -858,10 +860,11 @@ class QuatrainLM:
             phrases = np.array([(breaks + ids)[-len(breaks) :] for ids, _ in active], np.int32)
             with tf.device(self.device):
                 probs = np.array(self.predict(self.model, phrases), np.float32)
-            # A line starts with a word. All active drafts are at the start of a line, or none is.
+            # A line starts with a word, so none is empty. Breaks and line ends precede a start. All
+            # active drafts are at the start of a line, or none is.
             probs *= within_line if self.is_text[phrases[0, -1]] else self.is_word
             if not (probs.max(1) > 0).all():  # Also if they are NaN.
-                raise UsageError("the model predicts no words: lower learning_rate and train again")
+                raise UsageError("the model has diverged: lower learning_rate and train again")
             sampled = sample_words(probs, settings.temperature, settings.top_p, rng)
             log_probs = np.log(probs[range(len(active)), sampled])
             log_ratios = log_probs - self.log_unigram_probs[sampled]
@@ -871,7 +874,7 @@ class QuatrainLM:
                 draft.token_ids.append(token_id)
                 if token_id:  # A break says nothing about the words.
                     draft.log_ratios.append(log_ratio)
-        return [lines[start : start + best_of] for start in range(0, len(lines), best_of)]
+        return [candidates[i : i + best_of] for i in range(0, len(candidates), best_of)]
 
     def choose_line(self, candidates: list, max_quote_len: int) -> Draft:
         """Return the candidate with the highest SLOR, if possible one within `max_quote_len`."""
@@ -987,7 +990,8 @@ def find_checkpoint(log_dir: str) -> Path:
     if Path(log_dir).is_file():
         return Path(log_dir)
     # Path.rglob does not follow links to folders.
-    paths = glob.glob(f"{glob.escape(log_dir)}/**/{CHECKPOINT}", recursive=True)
+    folder = glob.escape(str(Path(log_dir)))  # "." if it is empty.
+    paths = glob.glob(f"{folder}/**/{CHECKPOINT}", recursive=True)
     if not paths:
         raise UsageError(
             f"{log_dir} has no checkpoint: train first, or set log_dir to an experiment's folder"
@@ -996,8 +1000,8 @@ def find_checkpoint(log_dir: str) -> Path:
 
 
 def load_checkpoint(path: Path, overrides: dict) -> QuatrainLM:
-    """Load a checkpoint. Overrides precede what it fixes (its settings other than those of
-    Session, and its seed), which precedes its recipe and the defaults in this file. Raise
+    """Load a checkpoint. In order of precedence, its settings are the overrides, those that it
+    fixes (its seed, and all but those of Session), its recipe, and the defaults in this file. Raise
     UsageError if it is unreadable, or if an override contradicts it."""
     try:
         with zipfile.ZipFile(path) as archive:
@@ -1015,8 +1019,8 @@ def load_checkpoint(path: Path, overrides: dict) -> QuatrainLM:
         raise
     except Exception as error:  # Damaged files raise many kinds of errors.
         raise UsageError(
-            f"checkpoint {path} cannot be loaded by Keras {keras.__version__}, so set log_dir to "
-            f"another experiment's folder, or fix this: {error}"
+            f"checkpoint {path} cannot be loaded by Keras {keras.__version__} ({error}): fix this, "
+            "or set log_dir to another experiment's folder"
         )
     corpus = index_corpus(state["quatrains"], settings.whole_quatrains)
     runs, epochs = state["completed_runs"], state["completed_epochs"]
@@ -1036,7 +1040,7 @@ def make_folder(settings: Settings) -> Path:
             folder.mkdir(parents=True)
             return folder
         except OSError as error:
-            if not folder.exists():
+            if not (isinstance(error, FileExistsError) and folder.is_dir()):
                 raise UsageError(
                     f"log_dir {settings.log_dir} cannot be used ({error}): set it to a folder in "
                     "which files can be created"
@@ -1061,25 +1065,16 @@ def locked(folder: Path):
         yield
 
 
-def open_logs(folder: Path) -> dict:
-    """Open one event file for each curve of a plot, and one for the rest. They stay open, because
-    TensorBoard misorders event files that were created in the same second."""
-    return {
-        part: tf.summary.create_file_writer(str(folder / part), max_queue=0)  # Nothing is delayed.
-        for part in ("", "train", "validation")
-    }
-
-
-def log_experiment(writers: dict, lm: QuatrainLM):
+def log_experiment(writer: tf.summary.SummaryWriter, lm: QuatrainLM):
     """Log the graph of the layers, and the settings for HParams."""
     model, settings = lm.model, lm.settings
-    # HParams initially shows the first five, sorted with capitals before other letters.
+    # HParams initially shows five, in alphabetical order with capitals first.
     row = {
         "Experiment": settings.name or settings.recipe,
         "Layers": ", ".join(type(layer).__name__ for layer in model.layers),
     }
     row |= {name: getattr(settings, name) for name in Settings.__annotations__}
-    with writers[""].as_default(0):
+    with writer.as_default(0):
         # `call` puts every layer at the top of the graph; the model itself would be one box.
         # A fixed batch size keeps arithmetic on it out of the graph.
         words = tf.TensorSpec((settings.batch_size, settings.phrase_len), tf.int32, "words")
@@ -1087,8 +1082,21 @@ def log_experiment(writers: dict, lm: QuatrainLM):
         hparams.hparams(row, trial_id=str(lm.folder.relative_to(settings.log_dir)))
 
 
-def log_epoch(writers: dict, model: keras.Model, epoch: int, metrics: dict):
-    """Log the metrics of an epoch, counted from 1."""
+def open_logs(lm: QuatrainLM) -> dict:
+    """Open one event file for each curve of a plot, and one for the rest. They stay open, because
+    TensorBoard reads event files that were created in the same second in the wrong order."""
+    writers = {
+        part: tf.summary.create_file_writer(str(lm.folder / part), max_queue=0)  # Writes at once.
+        for part in ("", "train", "validation")
+    }
+    if not lm.completed_runs:
+        log_experiment(writers[""], lm)
+    return writers
+
+
+def log_epoch(writers: dict, lm: QuatrainLM, metrics: dict):
+    """Log the metrics of the last completed epoch."""
+    model = lm.model
     curves = {"learning_rate": float(model.optimizer.learning_rate)} | metrics
     if model.loss == "sparse_categorical_crossentropy":
         # The loss without weight penalties.
@@ -1097,7 +1105,7 @@ def log_epoch(writers: dict, model: keras.Model, epoch: int, metrics: dict):
         curves["val_cross_entropy"] = metrics["val_loss"] - penalty
     for name, value in curves.items():
         part = "validation" if name.startswith("val_") else "train"
-        with writers[part].as_default(epoch):
+        with writers[part].as_default(lm.completed_epochs):
             tf.summary.scalar(name.removeprefix("val_"), value)
 
 
@@ -1108,7 +1116,7 @@ def log_run(writers: dict, lm: QuatrainLM, run: int, quatrains: list):
     markdown = re.sub(r"(?m)^(\d+)\.", r"\1\\.", "\n\n".join(texts))
     with writers[""].as_default(lm.completed_epochs):
         for weight in lm.model.trainable_weights:
-            # Up to 50,000 values have the same histogram as all, in a tenth of the time.
+            # A sample of up to 50,000 values has nearly the same histogram, in a tenth of the time.
             values = weight.numpy().ravel()
             name = f"weights/{weight.path.removeprefix(lm.model.name + '/')}"
             tf.summary.histogram(name, values[:: values.size // 50_000 + 1])
@@ -1125,7 +1133,8 @@ def log_embedding(folder: Path, model: keras.Model, vocabulary: list):
     for number, weight in enumerate(model.weights):
         if len(weight.shape) == 2 and weight.shape[0] == len(vocabulary):
             name = f"embedding{number}"
-            # With another first byte, TensorBoard may mistake the file for text.
+            # With another first byte, the lowest of the first number, TensorBoard may mistake the
+            # file for text.
             (folder / name).write_bytes(b"\xff" + weight.numpy().astype("float32").tobytes()[1:])
             config.embeddings.add(
                 tensor_name=name,
@@ -1137,14 +1146,13 @@ def log_embedding(folder: Path, model: keras.Model, vocabulary: list):
 
 
 # %% Fast dropout
-# A hack: without this section and the line that uses it, the same training takes longer, 1.2 times
-# without XLA's slow random bits, and three times with them.
+# A hack: without this section and the line that uses it, an epoch takes three times as long.
 
 
 @contextlib.contextmanager
 def fast_dropout():
     """Replace tf.nn.experimental.stateless_dropout, which all dropout in Keras calls, in graphs
-    that are traced meanwhile. Under XLA, its random bits would take most of a training step."""
+    traced within the `with` block. Under XLA, its random bits take most of a training step."""
     original = tf.nn.experimental.stateless_dropout
     tf.nn.experimental.stateless_dropout = hash_dropout
     try:
@@ -1198,7 +1206,7 @@ def compile_steps(model: keras.Model, samples: Samples, steps: int, use_xla: boo
 
     def train_steps(indices):
         with fast_dropout():
-            # A loop in Python would be compiled as `steps` copies of a step.
+            # A Python loop would be unrolled into `steps` copies.
             tf.while_loop(lambda step, _: step < steps, train_step, (0, indices))
 
     if model.run_eagerly:
@@ -1212,16 +1220,21 @@ def compile_steps(model: keras.Model, samples: Samples, steps: int, use_xla: boo
     return graph_function(train_steps, jit_compile=use_xla)
 
 
-def seed_dropout(model: keras.Model, rng: Any):
-    """Give the dropout layers new seeds. Keras does not save them, so each epoch has its own."""
+def start_epoch(model: keras.Model, rng: Any, samples: int, shape: tuple) -> tf.Tensor:
+    """Reset the metrics, and seed the dropout layers: Keras does not save their state, and training
+    must resume exactly. Return the indices of all samples in random order (int32, calls x steps x
+    batch size). The first ones occur again to fill the last batch."""
+    model.reset_metrics()
     for variable in model.non_trainable_variables:
         if variable.name == "seed_generator_state":
             variable.assign(rng.integers(2**32, size=2, dtype=np.uint32))
+    return tf.constant(np.resize(rng.permutation(samples), shape), tf.int32)
 
 
 def list_callbacks(lm: QuatrainLM, batches: int) -> keras.callbacks.CallbackList:
     """Return the callbacks, with Keras's history and progress bar."""
     runs = lm.settings.runs - lm.completed_runs
+    lm.model.stop_training = False  # Callbacks may set it.
     return keras.callbacks.CallbackList(
         make_callbacks(lm.settings),
         add_history=True,
@@ -1229,39 +1242,33 @@ def list_callbacks(lm: QuatrainLM, batches: int) -> keras.callbacks.CallbackList
         model=lm.model,
         steps=batches,
         epochs=lm.completed_epochs + runs * lm.settings.epochs_per_run,
-        verbose=1 if INTERACTIVE or sys.stdout.isatty() else 2,  # Bars where they can update.
+        verbose=1 if INTERACTIVE or sys.stdout.isatty() else 2,  # Progress bars if they can update.
     )
 
 
 def fit_runs(lm: QuatrainLM, training: Samples, validation: Samples):
-    """Train the remaining runs, and end each with a checkpoint and quatrains. This is Keras's `fit`
-    in the open: its training step, metrics and callbacks. Raise UsageError if the validation loss
-    is not finite."""
+    """Train the remaining runs, and end each with a checkpoint and quatrains. This spells out
+    Keras's `fit`, with its training step, metrics and callbacks. Raise UsageError if the validation
+    loss is not finite."""
     settings, model, count = lm.settings, lm.model, len(training.targets)
     calls, steps, batch_size = plan_epoch(count, settings.batch_size)
     train_steps = compile_steps(model, training, steps, settings.use_xla)
-    held_out = tf.data.Dataset.from_tensor_slices((validation.phrases, validation.targets))
-    held_out = held_out.batch(settings.batch_size)
-    writers = open_logs(lm.folder)
-    if not lm.completed_runs:
-        log_experiment(writers, lm)
+    held_out = tf.data.Dataset.from_tensor_slices(validation[:2]).batch(settings.batch_size)
+    writers = open_logs(lm)
     callbacks = list_callbacks(lm, calls * steps)
-    model.stop_training = False  # Callbacks may set it.
     callbacks.on_train_begin()
     while lm.completed_runs < settings.runs and not model.stop_training:
-        run = lm.completed_runs
+        run, run_end = lm.completed_runs, lm.completed_epochs + settings.epochs_per_run
         print(f"\nRun {run}")
         print(f"Train on {count} samples, validate on {len(validation.targets)} samples")
-        for epoch in range(lm.completed_epochs, lm.completed_epochs + settings.epochs_per_run):
+        while lm.completed_epochs < run_end and not model.stop_training:
+            epoch = lm.completed_epochs
             rng = np.random.default_rng([settings.seed, epoch])
-            seed_dropout(model, rng)
-            # All samples in random order, and the first ones again to fill the last batch.
-            indices = np.resize(rng.permutation(count), (calls, steps, batch_size))
-            model.reset_metrics()
+            indices = start_epoch(model, rng, count, (calls, steps, batch_size))
             callbacks.on_epoch_begin(epoch)
             for call in range(calls):
                 callbacks.on_train_batch_begin(call * steps)
-                train_steps(tf.constant(indices[call], tf.int32))
+                train_steps(indices[call])
                 metrics = model.get_metrics_result()
                 callbacks.on_train_batch_end(call * steps + steps - 1, metrics)
                 if model.stop_training:
@@ -1271,14 +1278,13 @@ def fit_runs(lm: QuatrainLM, training: Samples, validation: Samples):
             callbacks.on_epoch_end(epoch, metrics)
             if not np.isfinite(metrics["val_loss"]):
                 raise UsageError("val_loss is not finite: lower learning_rate and train again")
-            log_epoch(writers, model, epoch + 1, metrics)
             lm.completed_epochs = epoch + 1
-            if model.stop_training:
-                break
+            log_epoch(writers, lm, metrics)
         lm.completed_runs = run + 1
         if model.stop_training or lm.completed_runs == settings.runs:
+            # Weights become their moving averages, or EarlyStopping restores the best ones.
             model.optimizer.finalize_variable_values(model.trainable_weights)
-            callbacks.on_train_end(metrics)  # EarlyStopping restores the best weights.
+            callbacks.on_train_end(metrics)
         end_run(lm, run, writers)
 
 
@@ -1299,7 +1305,8 @@ def start_experiment(settings: Settings) -> QuatrainLM:
     if settings.seed is None:  # Saved with the experiment, so that it can be resumed exactly.
         settings = replace(settings, seed=int.from_bytes(os.urandom(4), "big"))
     corpus = index_corpus(read_corpus(settings.corpus), settings.whole_quatrains)
-    make_samples(corpus, settings)  # Raises UsageError before anything else is made.
+    # If these fail, no folder is made.
+    make_samples(corpus, settings)
     encode_prompt(settings, corpus.vocabulary)
     embeddings = make_embeddings(corpus, settings)
     keras.utils.set_random_seed(settings.seed)
@@ -1355,7 +1362,7 @@ def generate_from_checkpoint(**overrides: Any) -> QuatrainLM:
     the model. Raise UsageError if a setting or a file is unusable."""
     settings = make_settings(**overrides)
     lm = load_checkpoint(find_checkpoint(settings.log_dir), overrides)
-    # The seed of the training would give the same quatrains each time.
+    # Not the seed of the experiment, which would give the same quatrains each time.
     quatrains = lm.generate(lm.settings.generate or 5, settings.seed)
     print(*quatrains, sep="\n" if lm.settings.raw else "\n\n")
     print(f"\nFrom {lm.folder / CHECKPOINT}. {report_quotes(quatrains)}", file=sys.stderr)
@@ -1366,7 +1373,8 @@ def generate_from_checkpoint(**overrides: Any) -> QuatrainLM:
 
 if __name__ == "__main__":
     with one_line_errors():
-        # In a cell, the arguments are the kernel's, and `__file__` is missing or another file.
+        # `%run` passes arguments. In a cell, they are the kernel's, and `__file__` is undefined or
+        # another file.
         in_cell = INTERACTIVE and Path(sys.argv[0]).name != Path(globals().get("__file__", "")).name
         overrides = {} if in_cell else read_command_line(sys.argv[1:])
         generates = make_settings(**overrides).generate

@@ -1,12 +1,13 @@
-"""Measure the script against an earlier commit, a literal port, and its bare matrix products.
+"""Measure the script against an earlier commit, a straightforward port, and matrix products alone.
 
     python tests/benchmark.py                            everything, about half an hour
     python tests/benchmark.py epoch generate             some of it; --help lists the measurements
     python tests/benchmark.py --rounds 5 epoch
-    python tests/benchmark.py --against 41521a2          measure the script of that commit as well
+    python tests/benchmark.py --against 2e2bcff          measure the script of that commit as well
 
-All sides take turns. Prints the minimum and the median of each, and the median of the ratios of the
-script as it is now to each. Run it by hand on a quiet machine. benchmark.md has the results.
+In each round, the versions take turns. Prints the minimum and the median of each, and the median of
+the current script's time divided by that of each. Run it by hand on a quiet machine. benchmark.md
+has the results.
 """
 
 import argparse
@@ -37,7 +38,7 @@ NOW = "now"
 
 
 def load_commit(commit):
-    """Import the script of another commit: 41521a2 or later."""
+    """Import the script of another commit, 2e2bcff or later."""
     command = ["git", "show", f"{commit}:quatrains.py"]
     path = Path(tempfile.mkdtemp(), "other.py")
     path.write_bytes(subprocess.run(command, cwd=ROOT, capture_output=True, check=True).stdout)
@@ -49,10 +50,7 @@ def load_commit(commit):
 
 def train(script, **overrides):
     """Train one run with the script of any commit, and return the model with its corpus."""
-    # Two experiments of one name cannot start in the same second.
     overrides |= {"corpus": str(CORPUS), "glove": "none", "seed": 1, "name": f"{time.time_ns()}"}
-    if hasattr(script, "Prophet"):
-        return script.train(script.Settings(runs=1, **overrides))
     return script.train(runs=1, **overrides)
 
 
@@ -65,7 +63,7 @@ def timed(work, *arguments):
 
 
 def compare(title, rounds, sides):
-    """Print the seconds that each side returns, and the ratios of the current script to it."""
+    """Print the seconds that each version returns, and the current script's divided by them."""
     seconds = {name: [] for name in sides}
     for _ in range(rounds + 1):
         for name, side in sides.items():
@@ -81,7 +79,7 @@ def compare(title, rounds, sides):
 
 
 class Epochs(quatrains.keras.callbacks.Callback):
-    """Let `fit` train one epoch per call, so that the sides of a comparison take turns."""
+    """Let training wait before each epoch, so that the versions take turns."""
 
     def __init__(self, script, recipe):
         super().__init__()
@@ -102,7 +100,7 @@ class Epochs(quatrains.keras.callbacks.Callback):
         self.done.acquire()
 
 
-def make_literal_port(samples, counts):
+def make_plain_port(samples, counts):
     """Build the system of 2017 in the most obvious Keras 3. Return what trains an epoch of it."""
     keras, vocab_size = quatrains.keras, len(counts)
     (phrases, targets), validation = [
@@ -170,8 +168,8 @@ def measure_epoch(rounds, scripts):
     steps = round(len(samples[0][1]) / 512)
     floor = make_floor(512, 4, 300, 128, len(corpus.counts))
     others = {
-        "literal port": make_literal_port(samples, corpus.counts),
-        "floor": lambda: [floor() for _ in range(steps)],
+        "plain port": make_plain_port(samples, corpus.counts),
+        "products": lambda: [floor() for _ in range(steps)],
     }
     for recipe in quatrains.RECIPES:
         sides = {name: Epochs(script, recipe).train_epoch for name, script in scripts.items()}
@@ -191,7 +189,7 @@ def measure_generate(rounds, scripts):
                 lm = train(script, recipe=recipe, epochs_per_run=1 if weights else 15)
             weights = weights or lm.model.get_weights()
             lm.model.set_weights(weights)  # Otherwise the lengths of the quatrains would differ.
-            methods[name] = getattr(lm, "generate", None) or lm.write
+            methods[name] = lm.generate
         for count in (5, 100):
             sides = {name: partial(timed, method, count, 1) for name, method in methods.items()}
             compare(f"{count} quatrains of recipe {recipe}", rounds, sides)

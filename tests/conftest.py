@@ -3,6 +3,7 @@
 import os
 import random
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -66,27 +67,20 @@ def run(**settings):
     """Run the script in this process as its command does, and return its exit status."""
     import quatrains
 
-    stdout = sys.stdout  # The script gives it up if it cannot be written.
     try:
-        with quatrains.one_line_errors(quatrains.tf.errors.ResourceExhaustedError):
+        with quatrains.one_line_errors():
             overrides = quatrains.read_command_line(arguments(**settings))
             generates = quatrains.make_settings(**overrides).generate
             (quatrains.generate_from_checkpoint if generates else quatrains.train)(**overrides)
         return 0
     except SystemExit as end:
         return end.code
-    finally:
-        sys.stdout = stdout
 
 
 def run_script(folder, **settings):
     """Run the script as a command, to its end, in a folder."""
-    return subprocess.run(
-        [sys.executable, ROOT / "quatrains.py", *arguments(**settings)],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-    )
+    command = [sys.executable, ROOT / "quatrains.py", *arguments(**settings)]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True)
 
 
 def start_script(folder, **settings):
@@ -97,6 +91,8 @@ def start_script(folder, **settings):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # A shell may start background jobs with SIGINT ignored, which new processes inherit.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
 
 

@@ -34,7 +34,8 @@ def load_weights(path):
 
 
 @pytest.mark.parametrize("restore", [True, False])
-def test_early_stopping_ends_training_and_saves_the_best_weights(train, restore):
+def test_early_stopping_in_a_run_ends_it_with_the_best_weights(train, restore, capsys):
+    """The run's quatrains are theirs too, and so is the checkpoint."""
     weights = []
     recorder = CALLBACKS.LambdaCallback(
         on_epoch_end=lambda epoch, logs: weights.append(recorder.model.get_weights())
@@ -50,6 +51,8 @@ def test_early_stopping_ends_training_and_saves_the_best_weights(train, restore)
     saved = load_weights(lm.folder / "checkpoint.keras")
     assert all(map(np.array_equal, saved, weights[1 if restore else 3]))
     assert all(map(np.array_equal, saved, lm.model.get_weights()))
+    last = "\n\n".join(map(str, lm.generate(3, [QUICK["seed"], 1])))
+    assert f"\n\n{last}\n\nLongest quote: " in capsys.readouterr().out
     # The next run follows the epoch that was reached.
     resumed = train(resume=True, runs=3, epochs_per_run=3)
     assert resumed.model.history.epoch == [4, 5, 6]
@@ -112,5 +115,37 @@ def test_terminate_on_nan_ends_an_epoch_early_and_leaves_the_last_checkpoint(tra
     assert 0 < end < recorder.params["steps"] - 1
     output = capsys.readouterr().out
     assert f"Batch {end}: Invalid loss, terminating training\n" in output
-    assert f"\nSaved {checkpoint}, up to the last completed run.\n" in output
+    assert f"\n{checkpoint} has the model as of the last completed run.\n" in output
     assert checkpoint.read_bytes() == before
+
+
+def test_averaged_weights_replace_the_last_ones_when_training_ends(train, monkeypatch):
+    def build_averaged(*arguments):
+        model = build_model(*arguments)
+        model.compile(keras.optimizers.SGD(1.0, use_ema=True, ema_momentum=0.5), model.loss)
+        return model
+
+    build_model, weights = quatrains.build_model, []
+    monkeypatch.setattr(quatrains, "build_model", build_averaged)
+    recorder = CALLBACKS.LambdaCallback(
+        on_train_batch_end=lambda batch, logs: weights.append(recorder.model.get_weights())
+    )
+    lm = train(recorder)
+    assert len(weights) == 4
+    average = weights[0]
+    for step in weights[1:]:
+        average = [(old + new) / 2 for old, new in zip(average, step, strict=True)]
+    saved = load_weights(lm.folder / "checkpoint.keras")
+    for value, expected, last in zip(saved, average, weights[-1], strict=True):
+        np.testing.assert_allclose(value, expected, atol=1e-6)
+        assert not np.allclose(value, last, atol=1e-5)
+
+
+def test_a_system_error_in_a_callback_keeps_its_traceback(train):
+    def fail(epoch, logs):
+        Path("mine.csv").read_text()
+
+    callback = CALLBACKS.LambdaCallback(on_epoch_end=fail)
+    with pytest.raises(FileNotFoundError, match="mine") as error, quatrains.one_line_errors():
+        train(callback)
+    assert fail.__code__ in [entry.frame.code.raw for entry in error.traceback]

@@ -1,4 +1,4 @@
-"""The corpus: its file, both of its formats, tokens, vocabulary, windows and samples."""
+"""The corpus: its file, other people's files, tokens, vocabulary, windows and samples."""
 
 import re
 
@@ -36,12 +36,12 @@ def test_bundled_corpus_counts():
     # A quatrain of n tokens gives n + 2 - 4 samples, and n + 1 if whole.
     for whole, count in ((False, 35_884 - 2 * 942), (True, 35_884 + 942)):
         settings = Settings(phrase_len=4, whole_quatrains=whole)
-        sizes = [len(targets) for _, targets, _ in quatrains.make_samples(corpus, settings)]
+        sizes = [len(part.targets) for part in quatrains.make_samples(corpus, settings)]
         assert sizes == [count * 95 // 100, count - count * 95 // 100]
 
 
 TOKENS = {
-    "A milk-white (tripod's) .mars; M.D.: who?!": "a milk-white tripod's . mars ; m . d . who ? !",
+    "A milk-white (tripod's) .mars; M: who?!": "a milk-white tripod's . mars ; m who ? !",
     "“Two”—three/#4 5% _six_": "two three 4 5 six",
     # Two or more hyphens or dots, and all other dashes, part words.
     "the sea--and -- - so... far -- -- he… 1555–1568": "the sea and so far he 1555 1568",
@@ -50,7 +50,16 @@ TOKENS = {
     "l’été ‘a king’s’ ’Tis o’": "l'été a king's 'tis o'",
     "well‐read twenty‑two": "well-read twenty-two",
     "¡Ay! «Oui» „Ja“ ´x´ y―z ★ 👨\u200d👩": "ay ! oui ja x y z",
-    "مهر، وفا؛ کجا؟ یار۔": ("مهر ، وفا ؛ کجا ؟ یار ۔"),
+    # Dots between single letters are left out.
+    "N.A.T.O. at 5 p.m. J. S. go.An": "nato . at 5 pm . j . s . go . an",
+    # Marks without a letter are nothing, such as those of an emoji and of a recitation.
+    "sea ☀\ufe0f wind \u0301 ' - it": "sea wind it",
+    "نور ۖ قمر": "نور قمر",
+    # Both normal forms are one word, and joiners stay.
+    "می\u200cخواهم Ét e\u0301t": "می\u200cخواهم ét ét",
+    # The Turkish capital is the letter that it is in lower case.
+    "İzmir I\u0307zmir izmir": "izmir izmir izmir",
+    "مهر، وفا؛ کجا؟ یار۔": "مهر ، وفا ؛ کجا ؟ یار ۔",
     "दिल है॥": "दिल है ॥",
     "ሰላም። აბ": "ሰላም ። აბ",
     "春眠不觉晓；雪 3日。": "春 眠 不 觉 晓 ； 雪 3 日 。",
@@ -63,13 +72,8 @@ def test_marks_are_tokens_and_what_spells_words_stays(text, tokens):
     assert tokenize(normalize(text)) == tokens.split()
 
 
-def test_both_normal_forms_are_one_word_and_joiners_stay():
-    persian = "می\u200cخواهم"
-    assert tokenize(normalize(f"{persian} Ét e\u0301t")) == [persian, "ét", "ét"]
-
-
 def test_line_ends_are_numbered_tokens_up_to_the_twentieth():
-    text = "One two,\nThree.\n\n\nFour five!"
+    text = "One two,\nThree.\nFour five!"
     assert tokenize(text, line_ends=True) == "one two , <LINE1> three . <LINE2> four five !".split()
     assert tokenize(text) == "one two , three . four five !".split()
     assert tokenize(normalize("<LINE1> a"), line_ends=True) == ["line1", "a"]
@@ -131,9 +135,9 @@ def test_line_ends_and_byte_order_mark_do_not_matter(tmp_path, end):
 
 @pytest.mark.parametrize("space", [*"\f\v\x1c\x85\u2028\t\xa0\u3000\u200b"], ids=ascii)
 def test_every_space_separates_words_and_only_line_ends_separate_lines(tmp_path, space):
-    lines = ["1 2", " ", "# III ", " Three ", " # a comment ", "four", " "]
+    lines = ["1 b", " ", "# III ", " Three ", " # a comment ", "four", " "]
     content = "\n".join(lines).replace(" ", space)
-    assert read(tmp_path / "corpus.txt", content) == [("1", "1 2"), ("III.1", "Three\nfour")]
+    assert read(tmp_path / "corpus.txt", content) == [("1", "1 b"), ("III.1", "Three\nfour")]
 
 
 @pytest.mark.parametrize("hidden", [*"\x07\x1b\x7f\u2060\u202e\xad\ufeff"], ids=ascii)
@@ -143,100 +147,119 @@ def test_invisible_characters_are_removed_and_separate_nothing(tmp_path, hidden)
     assert normalize(f"d{hidden}’{hidden}or e{hidden}\u0301t") == "d'or ét"
 
 
-@pytest.mark.parametrize("gap", ["\n", "\n\n"])
-def test_headings_name_the_quatrains_after_them_and_are_none(tmp_path, gap):
-    lines = ["# By hand", "One #1 # I", "# Book 2", "C and #", "#", "#hash tags", "# Canto IX."]
-    lines += ["4 and", "# You and V", "# Poems of 1862", "Sonnet XII.", "x", "13", "y", "Part. 3"]
-    expected = {"1": "One #1 # I", "2.1": "C and #", "2.2": "#hash tags", "IX.1": "4 and"}
-    expected |= {"XII.1": "x", "13.1": "y", "13.2": "Part. 3"}
-    assert read(tmp_path / "numbered.txt", gap.join(lines)) == [*expected.items()]
-
-
-def test_a_numeral_within_a_quatrain_is_none_of_its_headings(tmp_path):
-    content = "# I\nOne\n# a comment\nX\ntwo\n\nVI\n\nthree"
-    expected = [("I.1", "One\nX\ntwo"), ("VI.1", "three")]
-    assert read(tmp_path / "within.txt", content) == expected
-
-
-BOOK = """Title: Odes
-
-*** START OF THE PROJECT GUTENBERG EBOOK ODES,
-BY SOMEONE ***
-
-One
-
-two
-
-*** END OF THE PROJECT GUTENBERG EBOOK ODES ***
-
-Section 1. The license
-"""
-
-
-@pytest.mark.parametrize("end", ["\n", "\r\n"])
-def test_only_the_book_in_a_gutenberg_file_is_read_and_a_line_says_so(tmp_path, capsys, end):
-    quatrains_read = read(tmp_path / "book.txt", BOOK.replace("\n", end))
-    assert quatrains_read == [("1", "One"), ("2", "two")]
-    assert "Gutenberg" in capsys.readouterr().out
-    read(tmp_path / "plain.txt", "One\n\ntwo")
-    assert capsys.readouterr().out == ""
-
-
-MARKUP = {
-    "objects": '[\n  {"title": "Ode", "lines": ["one two"]}\n]',
-    "lines of JSON": '{"poem": "one"}\n{"poem": "two"}',
-    "CSV": "author,poem\nme,One two\n",
-    "semicolons": '"id";"text"\n1;One',
-    "tabs": "id\tpoem_text\n1\tOne two",
-    "escapes": "title one, Song one two\\nverse three",
-    "a page": "<!DOCTYPE html><p>One",
-    "tags": "One two<br />\nthree",
-    "XML": "One <l>two</l>",
+START = "*** START OF THE PROJECT GUTENBERG EBOOK ODES,\nBY SOMEONE ***"
+END = START.replace("START", "END")
+COMMENTS = ["# By hand", "One #1 # I", "# Book 2", "C and #", "#", "#hash tags", "## V", "###"]
+COMMENTS += ["# Canto IX.", "4 and", "# You and V", "# Poems of 1862", "Part. 3"]
+COMMENTED = "1 One #1 # I | 2.1 C and # | 2.2 #hash tags | IX.1 4 and | IX.2 Part. 3"
+# What is in a file, and what is read: numbers and stanzas.
+FILES = {
+    "\n".join(COMMENTS): COMMENTED,
+    "\n\n".join(COMMENTS): COMMENTED,
+    "# I\nOne\n# by me\nX\ntwo\n\nthree": "I.1 One\nX\ntwo | I.2 three",
+    # Books of Project Gutenberg, and a line that only looks like one of its.
+    f"By me\n\n{START}\n\nOne\n\n{END}\nLicense 1": "1 One",
+    f"A\n\n{START}\nOne\n\ntwo\n\n{END}\nB\n{START}\nThree\n{END}\nC": "1 One | 2 two | 3 Three",
+    f"{START}\nOne\n{START.replace(' S', 'S')}\nTwo": "1 One | 2 Two",
+    "One\n\n*** END OF BOOK ONE ***\n\ntwo": "1 One | 2 END OF BOOK ONE | 3 two",
+    # Tags and entities, and what only looks like them.
+    '<!DOCTYPE html>\n<p class="a b">A <i>dark</i> sea,<br>a<br />sky\n</p>': "1 A dark sea, a sky",
+    "Rock&nbsp;&amp;&#32;roll,\n\n&quot;don&#39;t&quot;": "1 Rock roll, | 2 don't",
+    "<<Come>> a<b, <3\n\nb>a, <come here>": "1 Come a b, 3 | 2 b a, come here",
+    'Roma,amor\n"go","stay"\n\nA \\n b': "1 Roma,amor\ngo , stay | 2 A n b",
+    # Labels and times in brackets, and words in brackets.
+    "[All]\n\n[V 1] [x2]\nWe\n \t[Low]\nyou [all] go [Two] \n\n[I]\nX,": "1 We\nyou all go | 2 X,",
+    "[ar:Me]\n[00:01.50]We go\n[00:09]\n[01:02] we stay": "1 We go | 2 we stay",
+    "{all} We [go\n\n(you) stay]": "1 all We go | 2 you stay",
+    # Numerals that are headings, and others.
+    "XIV\nSea\nI\nrose\n\n15.\nA\nV.\n(16)\nX\n2 B": "XIV.1 Sea\nI\nrose | 15.1 A | 16.1 X\n2 B",
+    "II\nThe sea\nrose\nIII.\nA wind\nblew": "II.1 The sea\nrose | III.1 A wind\nblew",
+    "Ode\n\nI\n\none\n\ntwo\n\nVI.\n\nV and I": "1 Ode | I.1 one | I.2 two | VI.1 V and I",
+    "Elegy XII.\n\nOne\n\nRiddle 7\n\ntwo\n\nA Riddle 8": "XII.1 One | 7.1 two | 7.2 A Riddle 8",
+    "Part I\nDid I\nday 2\nI": "1 Part I | 2 Did I | 3 day 2 | 4 I",
+    # Numbers in the margin, and others.
+    "A,\t5\nrose    10 \n in  1666\n3   ships\t\t15 \t": "1 A, | 2 rose | 3 in 1666 | 4 3 ships",
+    # Markdown, texts for GPT-2, rules, and lines without a token.
+    "## An Ode\n\nOne\n### Part\ntwo\n\n#love you": "1 One\ntwo | 2 #love you",
+    "<|endoftext|>One\ntwo<|endoftext|>\nthree\n<|endoftext|>": "1 One\ntwo | 2 three",
+    "One\ntwo\n* * *\nthree\n=====\nfour": "1 One\ntwo | 2 three | 3 four",
+    "-\nOne\n'\ntwo\n-\n\n-\n\nthree": "1 One\ntwo | 2 three",
 }
 
 
-@pytest.mark.parametrize("content", MARKUP.values(), ids=MARKUP)
-def test_markup_is_refused(tmp_path, content):
-    with pytest.raises(
-        quatrains.UsageError, match=r"markup.txt looks like .*: set corpus to plain"
-    ):
-        read(tmp_path / "markup.txt", content)
+@pytest.mark.parametrize(("content", "expected"), FILES.items())
+def test_what_is_verse_is_read_from_files_of_many_kinds(tmp_path, content, expected):
+    found = " | ".join(map(" ".join, read(tmp_path / "mine.txt", content)))
+    assert re.sub(" +", " ", found) == expected
 
 
-@pytest.mark.parametrize(
-    "first", ["[Chorus]", "Go, love, go", "Rain; rain", "{whispered} ah", "<3"]
-)
-def test_verse_is_no_markup(tmp_path, first):
-    assert len(read(tmp_path / "verse.txt", f"{first}\ntwo\n\nthree")) == 2
+@pytest.mark.parametrize("part", " |\t|\t1|[|[]|[\t|<a |<a =|=|‘|.|a.|#|&|*** START OF".split("|"))
+def test_the_time_to_read_a_line_is_proportional_to_its_length(tmp_path, part):
+    # Otherwise, this would take minutes.
+    for start, end in (("one", " two"), ("one [", "] two"), ("one <a ", "> two")):
+        ((_, text),) = read(tmp_path / "long.txt", start + part * (100_000 // len(part)) + end)
+        assert text.startswith("one")
+        assert tokenize(text)[-1] == "two"
 
 
-def describe(*texts, **settings):
+ENCODING = r"cannot be read \(.*utf-8.*\): save it as UTF-8"
+REFUSED = {
+    "é".encode("latin-1"): ENCODING,
+    "One\ntwo".encode("utf-16"): ENCODING,
+    rb"{\rtf1\ansi One}": "is RTF or JSON: save it as plain text",
+    b'[\n  {"title": "Ode", "lines": ["one two"]}\n]': "is RTF or JSON",
+    b'{"poem": "one"}\n{"poem": "two"}': "is RTF or JSON",
+    b"# One\n\n12\n\n[two] <i> - ... *": "contains no words: set corpus to another",
+}
+
+
+@pytest.mark.parametrize(("content", "message"), REFUSED.items())
+def test_files_that_cannot_be_read_are_refused_by_name(tmp_path, content, message):
+    path = tmp_path / "mine.txt"
+    path.write_bytes(content)
+    for name, reason in (path, message), (tmp_path, "cannot"), (tmp_path / "missing", "cannot"):
+        with pytest.raises(quatrains.UsageError, match=f"^corpus {name} {reason}"):
+            quatrains.read_corpus(name)
+
+
+def describe(capsys, *texts, **settings):
+    """Return the lines that describe a corpus of some texts."""
     settings = quatrains.make_settings(corpus="mine.txt", **settings)
-    corpus = index_corpus(
-        [(f"{n}", text) for n, text in enumerate(texts)], settings.whole_quatrains
-    )
-    return quatrains.describe_corpus(corpus, settings)
+    corpus = index_corpus([("1", text) for text in texts], settings.whole_quatrains)
+    quatrains.describe_corpus(corpus, settings)
+    return capsys.readouterr().out.splitlines()
 
 
-def test_the_start_says_what_a_corpus_has_and_what_may_need_a_change():
-    verse = "One, two\nthree four."
+VERSE, SONNET = "One, two\nthree four.", "\n".join(["one two three four five six"] * 14)
+
+
+def test_the_start_says_what_a_corpus_has_and_if_every_line_is_a_quatrain(capsys):
+    # Line ends are no tokens of the text.
+    counted = "Corpus: mine.txt has 2 quatrains, 12 tokens, 6 distinct tokens."
     for recipe in quatrains.RECIPES:
-        assert describe(*[verse] * 9, recipe=recipe)[1:] == []
-    counted = "mine.txt has 2 quatrains, 12 tokens, 6 distinct words."
-    assert describe(verse, verse, recipe="2017") == [f"Corpus: {counted}"]
-    # Line ends are no words.
-    assert describe(verse, verse, recipe="verse")[0] == f"Corpus: {counted}"
-    titles = describe(*["An Ode", verse, "Spring!", verse, verse])
-    assert [line for line in titles if "put `# ` before" in line] == titles[1:]
-    sonnet = "\n".join(["one two three four five six"] * 14)
-    assert describe(sonnet, recipe="2017")[1:] == []
-    (note,) = describe(sonnet, sonnet, verse, recipe="verse")[1:]
-    assert "max_length = 64" in note
-    fitting = int(re.search(r"set max_length = (\d+)", note)[1])
-    assert fitting == 14 * 6 + 13 + 1
-    assert describe(sonnet, sonnet, verse, recipe="verse", max_length=fitting)[1:] == []
-    (note,) = describe(verse, "word " * 1200, verse)[1:]
-    assert note.startswith("Quatrain 1 has 1,200 tokens")
-    thai = "กาลครั้งหนึ่งนานมาแล้ว พระองค์ทรงตรัสกับประชาชน ดวงจันทร์ส่องแสงเหนือแม่น้ำ"
-    (note,) = describe(thai)[1:]
-    assert "put spaces between words" in note
+        assert describe(capsys, VERSE, VERSE, recipe=recipe) == [counted]
+    note = "Every line is a quatrain, because no blank lines separate them."
+    assert describe(capsys, "One two", "three")[1:] == [note]
+    assert describe(capsys, "One two", VERSE)[1:] == []
+
+
+def test_the_start_names_a_very_long_quatrain_if_it_matters(capsys):
+    prose = "Call me,\nanyone " + "and so on " * 400
+    (note,) = describe(capsys, VERSE, prose)[1:]
+    start = f'Quatrain "Call me, anyone and so ..." has {len(tokenize(prose)):,} tokens: '
+    assert note == start + "separate quatrains by blank lines."
+    # Without spaces, its first words are not all of it.
+    assert len(describe(capsys, VERSE, "春眠不觉晓，" * 200)[1]) < 100
+    # Among ten times as many tokens, it does little harm.
+    assert describe(capsys, prose, *[VERSE] * 2000)[1:] == []
+    assert describe(capsys, VERSE, "so on\n" * 400)[1:] == []
+
+
+def test_the_start_says_if_most_quatrains_do_not_fit(capsys):
+    assert describe(capsys, SONNET, recipe="2017")[1:] == []
+    texts, fitting = (SONNET, SONNET, VERSE), len(tokenize(SONNET, line_ends=True))
+    (note,) = describe(capsys, *texts, recipe="verse")[1:]
+    assert re.search(rf"max_length = 64\b.* max_length = {fitting},", note)
+    for change in (0, -1):
+        notes = describe(capsys, *texts, recipe="verse", max_length=fitting + change)[1:]
+        assert len(notes) == -change

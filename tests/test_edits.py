@@ -24,7 +24,8 @@ SETTINGS = SMALL | {"corpus": "verses.txt", "epochs_per_run": 1, "phrase_len": 2
 CUT = Path("cut")
 TEXT = (ROOT / "quatrains.py").read_text(encoding="utf-8")
 WHOLE_GRU = re.search(r"    model\.add\(\n *keras\.layers\.GRU\(.*?\n    \)\n", TEXT, re.DOTALL)[0]
-DENSE = '    model.add(keras.layers.Dense(vocab_size, activation="softmax"))\n'
+INPUT = re.search(r"    model\.add\(keras\.Input\(.*\n", TEXT)[0]
+DENSE = '    model.add(keras.layers.Dense(vocab_size, activation="softmax", name="Dense"))\n'
 COMPILE = "    model.compile(\n"
 OPTIMIZER = "keras.optimizers.RMSprop(settings.learning_rate)"
 LOSS = 'loss="sparse_categorical_crossentropy"'
@@ -49,6 +50,37 @@ class Noted(keras.layers.Layer):
 {BEFORE}""",
     DENSE: f"    model.add(Noted())\n{DENSE}",
 }
+SUBCLASS = {
+    BEFORE: f"""\
+class Plain(keras.Model):
+    def __init__(self, vocab_size=29, **kwargs):
+        super().__init__(**kwargs)
+        self.vectors = keras.layers.Embedding(vocab_size, 8)
+        self.dense = keras.layers.Dense(vocab_size, activation="softmax")
+
+    def call(self, words):
+        return self.dense(keras.ops.sum(self.vectors(words), 1))
+
+    def get_config(self):
+        return super().get_config() | {{"vocab_size": self.dense.units}}
+
+
+{BEFORE}""",
+    COMPILE: f"    model = Plain(vocab_size)\n{COMPILE}",
+}
+# A layer that adds a loss, and one whose output is penalized.
+LOSSES = {
+    BEFORE: f"""\
+class Costly(keras.layers.Layer):
+    def call(self, vectors):
+        self.add_loss(keras.ops.mean(keras.ops.abs(vectors)))
+        return vectors
+
+
+{BEFORE}""",
+    DENSE: f"    model.add(Costly())\n{DENSE}",
+    'name="GRU"': 'name="GRU", activity_regularizer="l2"',
+}
 # Replacements in the text of the script.
 EDITS = {
     "the README's": {WHOLE_GRU: LSTMS, METRICS: TOP5},
@@ -64,11 +96,17 @@ EDITS = {
         'activation="softmax"': 'activation="softmax", dtype="bfloat16"',
     },
     "a layer without XLA": NO_XLA,
+    "a subclassed model": SUBCLASS,
+    "no Input": {INPUT: ""},
+    "added losses": LOSSES,
+    "clipped norms": {OPTIMIZER: OPTIMIZER.replace(")", ", clipnorm=0.5)")},
 }
 # Edits that leave the metrics as they were.
-SAME = ("loss scaling", "a functional model", "a layer without XLA")
+SAME = ("loss scaling", "a functional model", "a layer without XLA", "no Input")
+# These are compiled by XLA, as by default.
+XLA = ("the README's", "small floats", "a subclassed model", "no Input", "clipped norms")
 # The others need --long, because each takes some seconds.
-USUAL = ("the README's", "another loss, a frozen embedding")
+USUAL = ("another loss, a frozen embedding", "a subclassed model", "added losses")
 
 
 @pytest.fixture(autouse=True)
@@ -96,14 +134,14 @@ def load_edit(edits, number=itertools.count()):  # noqa: B008
 def train_edit(edits, **settings):
     """Train two runs with an edit; `cut` is the experiment's folder as the first left it."""
     module = load_edit(edits)
-    save = module.save_checkpoint
+    log_run = module.log_run
 
-    def save_and_copy(lm):
-        save(lm)
+    def log_and_copy(writers, lm, *args):
+        log_run(writers, lm, *args)
         if lm.completed_runs == 1:
             shutil.copytree(lm.folder, CUT)
 
-    module.save_checkpoint = save_and_copy
+    module.log_run = log_and_copy
     return module, module.train(**SETTINGS | settings)
 
 
@@ -125,11 +163,19 @@ def check_validation(lm, epoch, **custom_objects):
 
 
 def check_tensorboard(lm):
-    """Check that it has all metrics, all weights, and the one matrix with a row per word."""
+    """Check that it has all metrics, all weights, the one matrix with a row per word, and the cross
+    entropy of a loss that is one."""
     for name, values in lm.model.history.history.items():
         half = "validation" if name.startswith("val_") else "train"
         curve = read_curve(CUT / half, name.removeprefix("val_"))
         assert curve == pytest.approx(dict(enumerate(values, 1)), rel=1e-6)
+    entropies = read_curve(CUT / "validation", "cross_entropy")
+    if lm.model.loss == "sparse_categorical_crossentropy":
+        assert [*entropies] == [1, 2]
+        losses = np.array(lm.model.history.history["val_loss"])
+        assert (np.array([*entropies.values()]) < losses + 1e-6).all()
+    else:
+        assert not entropies
     logged = EventAccumulator(str(CUT)).Reload().Tags()["tensors"]
     for weight in lm.model.trainable_weights:
         assert f"weights/{weight.path.removeprefix(f'{lm.model.name}/')}" in logged
@@ -150,7 +196,7 @@ def unedited(tmp_path_factory):
     "name", [pytest.param(name, marks=[pytest.mark.long] * (name not in USUAL)) for name in EDITS]
 )
 def test_an_edit_holds_in_training_validation_resume_and_generation(unedited, capsys, name):
-    xla = {"use_xla": name in ("the README's", "small floats")}
+    xla = {"use_xla": name in XLA}
     recipe = "verse" if name == "a dropout" else "2017"
     module, lm = train_edit(EDITS[name], recipe=recipe, **xla)
     metrics = lm.model.history.history

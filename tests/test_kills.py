@@ -12,8 +12,8 @@ import quatrains
 from conftest import QUICK, read_curve, read_files, run, start_script, wait_for
 
 NEW = QUICK | {"runs": 100_000, "epochs_per_run": 1}
-RESUME = {"resume": True, "use_xla": False, "runs": 100_000}
-# In the first step, the first generation, the first saving, and the runs after it.
+RESUME = {"resume": True, "runs": 100_000}
+# In the first step, the first saving, the first generation, and the runs after it.
 MOMENTS = (("Run ", 3), ("Epoch ", 1), ("Longest ", 0.3), ("Longest ", 2))
 
 
@@ -53,7 +53,7 @@ def test_what_comes_after_kills_finds_all_intact(verses, tmp_path, monkeypatch, 
         others = {file: before[file] for file in before if path.parent not in file.parents}
         assert {file: after.get(file) for file in others} == others
         if path.exists():
-            runs[path] = quatrains.load_checkpoint(path.parent, {}).completed_runs
+            runs[path] = quatrains.load_checkpoint(path, {}).completed_runs
             assert runs[path] - numbers[-1] in (0, 1)
             assert run(generate=1) == 0
             assert read_files(Path()) == after

@@ -1,14 +1,13 @@
 """The model, its training steps, and the sampling of words, all inside one process."""
 
-import contextlib
-from unittest import mock
+import itertools
 
 import numpy as np
 import pytest
 
 import quatrains
-from conftest import run_script
-from quatrains import Settings, hash_dropout, keras, tf
+from conftest import QUICK, run_script
+from quatrains import Samples, Settings, keras, tf
 
 layers, optimizers = keras.layers, keras.optimizers
 # The twelve words of the small models.
@@ -21,13 +20,12 @@ def small_model(**changes):
     rng = np.random.default_rng(5)
     settings = Settings(**{"gru_dim": 6} | changes)
     model = quatrains.build_model(rng.normal(0, 1, (12, 5)).astype("float32"), settings)
-    model.jit_compile = False
     kernel, bias = model.layers[-1].get_weights()
     model.layers[-1].set_weights([kernel * 3, rng.normal(0, 1, bias.shape)])
     return model
 
 
-def edited_model(*middle, kind=keras.Sequential, optimizer=None, loss=None):
+def edited_model(*middle, kind=keras.Sequential, optimizer=None, loss=None, eagerly=False):
     """Build a small model with other layers, loss or optimizer, as an edit would."""
     keras.utils.set_random_seed(3)
     model = kind(
@@ -39,30 +37,21 @@ def edited_model(*middle, kind=keras.Sequential, optimizer=None, loss=None):
         ]
     )
     loss = loss or "sparse_categorical_crossentropy"
-    model.compile(optimizer or optimizers.RMSprop(0.01), loss, metrics=["acc"], jit_compile=False)
+    model.compile(
+        optimizer or optimizers.RMSprop(0.01),
+        loss,
+        metrics=["acc"],
+        jit_compile=False,
+        run_eagerly=eagerly,
+    )
     return model
-
-
-def make_data(model):
-    """Return what `fit` gets: two epochs of 74 samples, each in six batches of 13."""
-    rng = np.random.default_rng(2)
-    windows = rng.integers(0, 12, (74, model.input_shape[1] + 1)).astype(np.int32)
-    samples = windows[:, :-1], windows[:, -1:], rng.uniform(1, 9, 74).astype(np.float32)
-    return {
-        "x": quatrains.make_dataset(samples, 6, 0, 2, 9),
-        "steps_per_epoch": 6,
-        "epochs": 2,
-        "validation_data": samples[:2],
-        "validation_batch_size": 60,
-        "shuffle": False,
-        "verbose": 0,
-    }
 
 
 def test_layers_and_hyperparameters_are_the_published_ones():
     model = quatrains.build_model(np.ones((4705, 300), np.float32), Settings())
     embedding, gru, dense = model.layers
     assert [*map(type, model.layers)] == [layers.Embedding, layers.GRU, layers.Dense]
+    assert [layer.name for layer in model.layers] == ["Embedding", "GRU", "Dense"]
     assert (embedding.trainable, embedding.mask_zero) == (True, False)
     assert (embedding.get_weights()[0] == 1).all()
     assert (gru.units, gru.dropout, gru.recurrent_dropout, gru.reset_after) == (128, 0.5, 0.5, True)
@@ -112,34 +101,48 @@ STEPS = {
         optimizer=optimizers.SGD(optimizers.schedules.CosineDecay(0.1, 15), momentum=0.9),
         loss=keras.losses.SparseCategoricalCrossentropy(ignore_class=3),
     ),
-    # The scale grows after four steps, within an epoch.
+    # The scale grows after four steps, within a call.
     "loss scaling": lambda: edited_model(
         optimizer=optimizers.LossScaleOptimizer(optimizers.AdamW(0.01, weight_decay=0.1), 1024.0, 4)
     ),
     "its own step": lambda: edited_model(kind=Doubled),
+    "eagerly": lambda: edited_model(layers.Flatten(), eagerly=True),
+    "clipped norms": lambda: edited_model(
+        layers.Flatten(), optimizer=optimizers.Adam(0.01, clipnorm=0.05)
+    ),
 }
 
 
 # The others need --long, because each takes some seconds.
-USUAL = ("the default", "SGD, decaying, another loss, dropout in three layers")
+USUAL = [("the default", True), ("eagerly", True), ("clipped norms", False)]
+CASES = itertools.product(STEPS, (True, False))
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.long] * (name not in USUAL)) for name in STEPS]
+    ("name", "use_xla"),
+    [pytest.param(*case, marks=[pytest.mark.long] * (case not in USUAL)) for case in CASES],
 )
-def test_steps_and_metrics_are_those_of_keras(name):
+def test_steps_and_metrics_are_those_of_keras(name, use_xla):
     ours, theirs = STEPS[name](), STEPS[name]()
+    rng = np.random.default_rng(2)
+    windows = rng.integers(0, 12, (74, ours.input_shape[1] + 1)).astype(np.int32)
+    samples = Samples(windows[:, :-1], windows[:, -1:], rng.uniform(1, 9, 74).astype(np.float32))
+    train_steps = quatrains.compile_steps(ours, samples, 3, use_xla)
     for our, their in zip(ours.variables, theirs.variables, strict=True):
-        their.assign(our)  # Seeds of dropout are among them.
+        their.assign(our)  # With the seeds of dropout.
     untrained = ours.get_weights()
-    with quatrains.fast_training(ours, 3):
-        fast = ours.fit(**make_data(ours))
-    dropout = hash_dropout if "dropout" in name else tf.nn.experimental.stateless_dropout
-    with mock.patch.object(tf.nn.experimental, "stateless_dropout", dropout):
-        plain = theirs.fit(**make_data(theirs))
-    assert fast.history.keys() == plain.history.keys() == {"loss", "acc", "val_loss", "val_acc"}
-    for metric, values in plain.history.items():
-        assert fast.history[metric] == pytest.approx(values, rel=2e-4)
+    # Two epochs of two calls of three steps on 13 samples.
+    for epoch in rng.integers(0, 74, (2, 2, 3, 13), np.int32):
+        ours.reset_metrics()
+        for indices in epoch:
+            train_steps(tf.constant(indices))
+        phrases, targets, weights = (array[epoch.ravel()] for array in samples)
+        with quatrains.fast_dropout():
+            plain = theirs.fit(phrases, targets, 13, 1, 0, sample_weight=weights, shuffle=False)
+        expected = {metric: value for metric, (value,) in plain.history.items()}
+        assert expected.keys() == {"loss", "acc"}
+        metrics = {name: float(value) for name, value in ours.get_metrics_result().items()}
+        assert metrics == pytest.approx(expected, rel=2e-4)
     for our, their, before in zip(ours.get_weights(), theirs.get_weights(), untrained, strict=True):
         assert our == pytest.approx(their, abs=2e-4)
         assert np.abs(our - before).max() > 1e-3
@@ -147,48 +150,48 @@ def test_steps_and_metrics_are_those_of_keras(name):
         assert our.numpy() == pytest.approx(their.numpy(), rel=0.01, abs=1e-4)
 
 
-@pytest.mark.parametrize("interrupted", [False, True])
-def test_after_fast_training_the_model_is_plain_keras(interrupted):
-    model = edited_model(layers.Flatten(), layers.Dropout(0.5))
-    stateless_dropout = tf.nn.experimental.stateless_dropout
-    with contextlib.suppress(KeyboardInterrupt), quatrains.fast_training(model, 3):
-        model.fit(**make_data(model))
-        if interrupted:
-            raise KeyboardInterrupt
-    assert (model.train_function, model.test_function, model.steps_per_execution) == (None, None, 1)
-    assert tf.nn.experimental.stateless_dropout is stateless_dropout
-    # Fast training would need three batches of one size.
-    phrases, targets = make_data(model)["validation_data"]
-    before = model.optimizer.iterations.numpy()
-    model.fit(phrases, targets, batch_size=60, verbose=0)
-    model.train_on_batch(phrases, targets)
-    assert model.optimizer.iterations - before == 3
-    evaluated = model.evaluate(phrases, targets, verbose=0)
-    assert evaluated == pytest.approx(model.test_on_batch(phrases, targets), rel=1e-4)
+def test_an_epoch_is_divided_into_equal_calls_of_equal_steps():
+    assert quatrains.plan_epoch(32_300, 512) == (8, 8, 505)
+    assert quatrains.plan_epoch(19, 512) == (1, 1, 19)
+    for samples, batch_size in itertools.product(range(19, 3000, 7), (1, 20, 64, 512, 10**9)):
+        calls, steps, size = quatrains.plan_epoch(samples, batch_size)
+        assert steps <= 8
+        assert size <= batch_size
+        assert 0 <= calls * steps * size - samples < calls * steps
 
 
-@pytest.mark.parametrize(("batches", "size"), [(1, 19), (6, 4), (10, 2), (21, 1)])
-def test_an_epoch_has_every_sample_in_batches_of_one_size(batches, size):
-    ids = np.arange(19, dtype=np.int32)
-    samples = np.stack([ids, ids + 100], 1), ids[:, None], ids / np.float32(2)
+@pytest.mark.parametrize(("samples", "batch_size"), [(32_300, 512), (33_610, 512), (1300, 20)])
+def test_at_most_one_batch_of_an_epoch_is_filled_up(samples, batch_size):
+    calls, steps, size = quatrains.plan_epoch(samples, batch_size)
+    assert 0 <= calls * steps * size - samples < size
 
-    def read_epochs(first, last, seed=3):
-        data = [*quatrains.make_dataset(samples, batches, first, last, seed)]
-        assert len(data) == (last - first) * batches
-        for phrases, targets, weights in data:
-            order = targets.numpy()[:, 0]
-            assert order.shape == (size,)
-            assert all(
-                map(np.array_equal, (phrases, weights), (samples[0][order], samples[2][order]))
-            )
-        return np.reshape([targets for _, targets, _ in data], (last - first, -1))
 
-    epochs = read_epochs(0, 4)
-    assert (np.sort(epochs[:, :19]) == ids).all()
-    assert np.array_equal(epochs[:, 19:], epochs[:, : batches * size - 19])
-    assert len(np.unique(epochs, axis=0)) == 4
-    assert np.array_equal(read_epochs(2, 4), epochs[2:])  # As after a resume.
-    assert not np.array_equal(read_epochs(0, 4, seed=4), epochs)
+def test_every_epoch_has_all_samples_in_an_order_of_its_own(verses, monkeypatch):
+    monkeypatch.chdir(verses.parent)
+    compile_steps, calls = quatrains.compile_steps, []
+
+    def note_calls(*args):
+        train_steps = compile_steps(*args)
+        return lambda indices: [calls.append(indices.numpy()), train_steps(indices)]
+
+    monkeypatch.setattr(quatrains, "compile_steps", note_calls)
+
+    def read_epochs(**settings):
+        """Return the indices of each epoch, one row per epoch."""
+        calls.clear()
+        lm = quatrains.train(**QUICK | {"batch_size": 100} | settings)
+        count = len(quatrains.make_samples(lm.corpus, lm.settings)[0].targets)
+        epochs = np.reshape(calls, (lm.completed_epochs, -1))
+        repeated = epochs.shape[1] - count
+        assert 0 < repeated < 100
+        assert (np.sort(epochs[:, :count]) == np.arange(count)).all()
+        assert np.array_equal(epochs[:, count:], epochs[:, :repeated])
+        return epochs
+
+    epochs = read_epochs()
+    assert len(np.unique(epochs, axis=0)) == len(epochs) == 4
+    assert np.array_equal(read_epochs(), epochs)
+    assert not np.array_equal(read_epochs(seed=8), epochs)
 
 
 @pytest.fixture(scope="module")
@@ -241,6 +244,21 @@ def test_quatrains_end_at_a_break_or_at_max_length(lm):
     assert {len(quatrain.tokens) for quatrain in first} == {1, 2, 3, 4, 5}
     assert not any(quatrains.BREAK in quatrain.tokens for quatrain in first)
     assert first == same != other
+
+
+@pytest.mark.filterwarnings("error::DeprecationWarning:quatrains")
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_rare_words_are_sampled_from_outputs_in_half_precision(dtype):
+    rare = ["".join(letters) for letters in itertools.product("abcdefghijklmno", repeat=3)]
+    corpus = quatrains.index_corpus([("1", " ".join(["king", "king", *rare]))])
+    # The break is not the first token.
+    probs = tf.cast([[0.0, 0.8] + [0.2 / len(rare)] * len(rare)], dtype)
+    model = lambda phrases: tf.repeat(probs, tf.shape(phrases)[0], 0)  # noqa: E731
+    lm = quatrains.QuatrainLM(Settings(max_length=1), corpus, model, None)
+    sampled = [quatrain.tokens != ["king"] for quatrain in lm.generate(5000, seed=1)]
+    weights = tf.cast(probs[0], float).numpy()
+    # Within four standard errors.
+    assert np.mean(sampled) == pytest.approx(weights[2:].sum() / weights.sum(), abs=0.023)
 
 
 def test_a_gpu_that_tensorflow_does_not_find_is_refused_in_one_line(verses, monkeypatch):

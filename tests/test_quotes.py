@@ -1,10 +1,12 @@
-"""Generation: sampled words, candidates and how they are ranked, quotes, SLOR, and prompts."""
+"""Generation: sampled words, lines and their candidates, quotes, SLOR, and prompts."""
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 import quatrains
-from conftest import write_verses
+from conftest import WORDS
 from quatrains import Settings, keras
 
 VERSES = [
@@ -69,13 +71,19 @@ def make_lm(quatrains_read=VERSES, line_ends=False, **bias):
     return quatrains.QuatrainLM(settings, corpus, model, None)
 
 
+def make_verses(quatrains_read, lines, words):
+    """Return so many quatrains of so many lines of so many words."""
+    text = "\n".join([" ".join(WORDS[:words])] * lines)
+    return [(str(number), text) for number in range(quatrains_read)]
+
+
 @pytest.fixture(scope="module")
 def lm():
     return make_lm()
 
 
-def make_draft(lm, text, log_ratios=(1, 0), over=True):
-    token_ids = [*map(lm.corpus.vocabulary.index, text.split()), *[0] * over]
+def make_draft(lm, text, log_ratios=(1, 0)):
+    token_ids = [*map(lm.corpus.vocabulary.index, text.split()), 0]
     return quatrains.Draft(token_ids, [*log_ratios])
 
 
@@ -91,9 +99,9 @@ def test_punctuation_and_line_ends_do_not_hide_a_quote(text, quote, source):
     lm = make_lm(line_ends=True)
     tokens, draft = text.split(), make_draft(lm, text)
     expected = (tokens, text, quote.split(), source, 0.5)
-    assert lm.make_quatrain(draft, raw=True) == expected
-    verse = quatrains.format_verse(tokens, lm.casing, lm.line_count)
-    assert str(lm.make_quatrain(draft, raw=False)) == verse
+    assert lm.make_quatrain(draft, replace(lm.settings, raw=True)) == expected
+    verse = quatrains.format_verse(quatrains.split_lines(tokens), lm.casing)
+    assert str(lm.make_quatrain(draft, lm.settings)) == verse
 
 
 @pytest.mark.parametrize("prompt", ["", "the king"])
@@ -109,85 +117,150 @@ def test_slor_is_the_mean_log_ratio_of_a_token_to_its_frequency(lm, prompt):
         assert quatrain.slor == pytest.approx(expected, abs=1e-5)
 
 
-def test_candidates_are_ranked_by_quote_then_form_then_slor():
-    lm = make_lm(line_ends=True)
-    assert lm.usual_form == (2, True)
-
+def test_the_best_candidate_has_the_highest_slor_of_those_without_a_long_quote(lm):
     def choose(*drafts, limit=4):
         return drafts.index(lm.choose_line([*drafts], limit))
 
-    # Whole quatrains: two lines and the end of a sentence are the usual form.
-    whole = make_draft(lm, "the moon <LINE1> is gone .")
-    better = make_draft(lm, "sun is king <LINE1> is rome .", [3, 1])
-    no_sentence = make_draft(lm, "moon of moon <LINE1> is sun", [9])
-    one_line = make_draft(lm, "moon is sun .", [9])
-    quote = make_draft(lm, "the king of rome he <LINE1> is gone .", [99])
-    assert choose(whole, better, no_sentence, one_line, quote) == 1
-    assert choose(whole, no_sentence, one_line, quote) == 0
-    assert choose(no_sentence, quote) == 0
-    assert choose(no_sentence, quote, limit=5) == 1
-    assert choose(quote, make_draft(lm, "the queen of rome shall see . .", [100])) == 0
-
-    # The first line of two must end with the first line end, in time.
-    first = make_draft(lm, "moon sun <LINE1>", [1], over=False)
-    cut = make_draft(lm, "moon sun", [9], over=False)
-    assert choose(cut, first, one_line) == 1
-    third = make_draft(lm, "moon <LINE1> sun <LINE1>", [9], over=False)
-    assert choose(third, first) == 1
+    good = make_draft(lm, "the moon is gone .")
+    better = make_draft(lm, "sun is king", [3, 1])
+    quote = make_draft(lm, "the king of rome he is gone", [99])
+    assert choose(good, better, quote) == 1
+    assert choose(better, good) == 0
+    assert choose(good, better, quote, limit=5) == 2
+    assert choose(quote, make_draft(lm, "the queen of rome shall see", [100])) == 1
+    assert choose(quote) == 0
 
 
-def test_every_line_continues_the_best_one_before_it(tmp_path, monkeypatch):
-    read = quatrains.read_corpus(write_verses(tmp_path / "verses.txt"))
-    lm = make_lm(read, line_ends=True, **dict.fromkeys(("<LINE1>", "<LINE2>", "<LINE3>"), 3))
-    kept, started = [], []
+# Four lines, and a model that ends them.
+LINES = {"line_ends": True} | dict.fromkeys(("<LINE1>", "<LINE2>", "<LINE3>", quatrains.BREAK), 3)
+FORMS = [{}, {"temperature": 0}, {"temperature": 100}, {"top_p": 0.5}, {"best_of": 3}]
+FORMS += [{"prompt": "The king, moon"}, {"prompt": ","}]
+
+
+@pytest.mark.parametrize("overrides", FORMS, ids=str)
+def test_lines_start_with_a_word_and_end_in_their_own_line_end(overrides):
+    others = [("10", "the sun, the.\nsea"), ("11", "moon\n" * 6 + "moon")]
+    lm = make_lm([*make_verses(9, 4, 6), *others], **LINES)
+    assert lm.line_count == 4
+    prompt = quatrains.tokenize(overrides.get("prompt", "").lower())
+    generated = lm.generate(40, seed=1, max_length=10**5, **overrides)
+    for quatrain in generated:
+        assert quatrain.tokens[: len(prompt)] == prompt
+        ends = [token for token in quatrain.tokens if token.startswith("<")]
+        assert ends == ["<LINE1>", "<LINE2>", "<LINE3>"]
+        lines = " ".join(quatrain.tokens).split("<LINE")
+        starts = [line.split()[number > 0 :][0] for number, line in enumerate(lines)]
+        assert all(start.isalpha() for start in starts[prompt == [","] :])
+        assert "<" not in quatrain.text
+    if "temperature" not in overrides:
+        assert len({quatrain.text for quatrain in generated}) > 30
+    if overrides.get("temperature") == 0:
+        assert len({quatrain.text for quatrain in generated}) == 1
+
+
+def test_the_length_is_limited_across_lines():
+    lm = make_lm(make_verses(9, 4, 6), **LINES)
+    lengths = set()
+    for quatrain in lm.generate(300, seed=1, max_length=12, prompt="king"):
+        ends = [token for token in quatrain.tokens if token.startswith("<")]
+        assert ends == ["<LINE1>", "<LINE2>", "<LINE3>"][: len(ends)]
+        assert len(ends) == 3 or len(quatrain.tokens) == 12
+        lengths.add(len(quatrain.tokens))
+    assert max(lengths) == 12 > min(lengths)
+
+
+def test_verse_of_many_lines_has_all_of_them():
+    lm = make_lm(make_verses(9, 23, 2), line_ends=True, **{"<LINE20>": 3})
+    generated = lm.generate(9, seed=1, max_length=10**5)
+    assert [quatrain.text.count("\n") for quatrain in generated] == [22] * 9
+
+
+def test_quatrains_are_in_the_order_of_sampling(monkeypatch):
+    lm = make_lm(make_verses(9, 4, 6), **LINES)
+    sample_words, calls = quatrains.sample_words, []
+
+    def note_words(*args):
+        calls.append(sample_words(*args))
+        return calls[-1]
+
+    monkeypatch.setattr(quatrains, "sample_words", note_words)
+    generated = lm.generate(50, seed=1)
+    firsts = [lm.corpus.vocabulary[token_id] for token_id in calls[0]]
+    assert [quatrain.tokens[0] for quatrain in generated] == firsts
+    assert len({*firsts}) > 3 < len({len(quatrain.tokens) for quatrain in generated})
+
+
+def test_every_line_continues_the_best_one_before_it(monkeypatch):
+    lm = make_lm(make_verses(9, 4, 6), **LINES)
+    kept, sampled = [[]] * 6, []
     sample_lines, choose_line = lm.sample_lines, lm.choose_line
 
-    def note_starts(drafts, settings, rng):
-        started.extend(draft.token_ids for draft in drafts)
-        groups = sample_lines(drafts, settings, rng)
+    def note_lines(drafts, end, settings, rng):
+        assert [draft.token_ids for draft in drafts] == kept
+        kept.clear()
+        groups = sample_lines(drafts, end, settings, rng)
         for draft, group in zip(drafts, groups, strict=True):
             assert len(group) == settings.best_of == 5
             for candidate in group:
+                sampled.append(candidate.token_ids[len(draft.token_ids) :])
                 assert candidate.token_ids[: len(draft.token_ids)] == draft.token_ids
-                added = candidate.token_ids[len(draft.token_ids) :]
-                ends = [lm.corpus.vocabulary[token_id].startswith("<") for token_id in added]
-                assert not any(ends[:-1])
-                assert ends[-1] or len(candidate.token_ids) == settings.max_length
+                assert candidate.log_ratios[: len(draft.log_ratios)] == draft.log_ratios
         return groups
 
     def note_best(candidates, limit):
-        kept.append(choose_line(candidates, limit))
-        return kept[-1]
+        draft = choose_line(candidates, limit)
+        kept.append(draft.token_ids)
+        return draft
 
-    monkeypatch.setattr(lm, "sample_lines", note_starts)
+    monkeypatch.setattr(lm, "sample_lines", note_lines)
     monkeypatch.setattr(lm, "choose_line", note_best)
-    generated = lm.generate(6, seed=1, best_of=5, max_length=20)
-    assert len(generated) == 6 < len(kept)
-    finished = [draft for draft in kept if not draft.token_ids[-1] or len(draft.token_ids) == 20]
-    assert [lm.decode(draft) for draft in finished] == [each.tokens for each in generated]
-    assert started == [[]] * 6 + [draft.token_ids for draft in kept if draft not in finished]
+    generated = lm.generate(6, seed=1, best_of=5, max_length=99)
+    ends = [lm.corpus.vocabulary[token_ids[-1]] for token_ids in sampled]
+    rows = ["<LINE1>", "<LINE2>", "<LINE3>", quatrains.BREAK]
+    assert ends == [end for end in rows for _ in range(6 * 5)]
+    assert [token_ids[:-1] for token_ids in kept] == [
+        [*map(lm.corpus.vocabulary.index, quatrain.tokens)] for quatrain in generated
+    ]
 
 
 @pytest.mark.parametrize("temperature", [0, 1])
+@pytest.mark.parametrize("line_ends", [False, True])
 @pytest.mark.parametrize("token", [quatrains.BREAK, ",", "<LINE1>"])
-def test_every_quatrain_has_a_word(token, temperature):
-    lm = make_lm(line_ends=True, **{token: 50})
+def test_every_quatrain_has_a_word(token, line_ends, temperature):
+    lm = make_lm(line_ends=line_ends, **{token: 15})
     generated = lm.generate(20, seed=1, temperature=temperature)
-    assert {len(quatrain.tokens) for quatrain in generated} == {1 if token == "<BREAK>" else 32}
     words = {quatrain.text.rstrip(",") for quatrain in generated}
-    assert all(word.isalpha() for word in words)
+    assert all(word[0].isalpha() for word in words)
     assert len(words) > 3 or not temperature
 
 
-def test_without_line_ends_there_are_as_many_lines_as_mostly_in_the_corpus():
+@pytest.mark.parametrize(("max_length", "lines"), [(3, 1), (6, 2), (7, 3), (42, 14), (150, 14)])
+def test_without_line_ends_the_number_of_lines_follows_from_the_tokens(max_length, lines):
+    lm = make_lm(make_verses(9, 14, 3), **{quatrains.BREAK: -50})
+    generated = lm.generate(9, seed=1, max_length=max_length)
+    assert {quatrain.text.count("\n") + 1 for quatrain in generated} == {lines}
+    assert {len(quatrain.tokens) for quatrain in generated} == {max_length}
+
+
+def test_without_line_ends_there_are_at_most_as_many_lines_as_mostly_in_the_corpus():
     def count_lines(*texts, **kwargs):
         lm = make_lm([("1", text) for text in texts], **kwargs, **{quatrains.BREAK: -50})
         return {len(quatrain.text.split("\n")) for quatrain in lm.generate(9, seed=1)}
 
     assert count_lines("one two\nthree", "four\nfive six", "a\nb\nc") == {2}
-    assert count_lines("one two three four", "five six seven", "a\nb\nc") == {1}
+    # Titles are more than stanzas, but fewer lines.
+    assert count_lines("title", "title", "title", "a\nb\nc\nd") == {4}
     # Verse with line ends is never split further.
     assert count_lines("one two\nthree", "a\nb", line_ends=True, **{"<LINE1>": -50}) == {1}
+
+
+def test_another_model_acts_at_once(lm):
+    mine = make_lm()
+    before = mine.generate(3, seed=1)
+    mine.model = make_lm(moon=50).model
+    assert {*mine.generate(3, seed=1)[0].tokens} == {"moon"}
+    mine.model = lm.model
+    assert mine.generate(3, seed=1) == before
 
 
 def test_the_prompt_starts_every_quatrain_and_a_seed_repeats_them(lm):
@@ -203,7 +276,9 @@ def test_the_prompt_starts_every_quatrain_and_a_seed_repeats_them(lm):
 BAD = [
     ({"prompt": "the kin"}, r"prompt has 'kin', which is not in the corpus \(similar: king"),
     ({"prompt": "the " * 32}, "prompt has 32 tokens: shorten it, or increase max_length"),
-    ({"temperature": -1}, "temperature = -1 is invalid: expected a number from 0 up"),
+    ({"temperature": -1}, "temperature = -1.0 is invalid: expected float from 0 to 100"),
+    ({"temperature": float("inf")}, "temperature = inf is invalid: expected float from 0 to 100"),
+    ({"phrase_len": 8}, "phrase_len = 8 contradicts the checkpoint, which was trained with 4"),
 ]
 
 
@@ -214,7 +289,9 @@ def test_bad_overrides_are_explained(lm, overrides, message):
 
 
 @pytest.mark.filterwarnings("error")
-def test_a_diverged_model_that_predicts_only_breaks_is_refused_in_one_line():
-    message = r"^the model predicts no words: lower learning_rate and train again$"
+@pytest.mark.parametrize("line_ends", [False, True])
+@pytest.mark.parametrize("bias", [1000, np.nan])
+def test_a_diverged_model_is_refused_in_one_line(bias, line_ends):
+    message = r"^the model has diverged: lower learning_rate and train again$"
     with pytest.raises(quatrains.UsageError, match=message):
-        make_lm(**{quatrains.BREAK: 1000}).generate(2)
+        make_lm(line_ends=line_ends, **{quatrains.BREAK: bias}).generate(2)

@@ -4,38 +4,43 @@ import math
 import re
 import subprocess
 import sys
-from dataclasses import fields
+from dataclasses import asdict, fields
 
+import numpy as np
 import pytest
 
 from conftest import edited
-from quatrains import Settings, UsageError, make_settings, read_command_line
+from quatrains import Session, Settings, UsageError, make_settings, read_command_line
 
 DEFAULTS = {field.name: field.default for field in fields(Settings)}
-# The lowest and highest values of numbers. All others are counts, from 1.
+# The lowest and highest values of numbers. All others are counts, from 1 to a billion.
 RANGES = {
     "dropout": (0, 0.99),
-    "regularization": (0, 1e9),
+    "regularization": (0, 10**9),
     "dense_dropout": (0, 0.99),
-    "learning_rate": (0, 1e9),
+    "learning_rate": (0, 10**9),
     "seed": (0, 2**32 - 1),
-    "temperature": (0, 1e9),
+    "temperature": (0, 100),
     "top_p": (0, 1),
 }
 
 
 def test_defaults_are_those_of_the_published_system():
-    published = dict(
-        **dict(use_gpu=False, use_xla=True, recipe="2017", name="", resume=False, seed=None),
-        **dict(embedding_dim=300, gru_dim=128, dropout=0.5, regularization=0.02, dense_dropout=0.0),
-        **dict(phrase_len=4, whole_quatrains=False, class_weights=True, batch_size=512),
-        **dict(learning_rate=0.003, runs=1000, epochs_per_run=5, quatrains_per_run=5),
-        **dict(max_length=32, raw=False, temperature=1.0, top_p=1.0, prompt="", best_of=1),
-        **dict(max_quote_len=8, generate=None, corpus="data/quatrains.txt", glove="auto"),
-        log_dir="logs",
+    session = dict(
+        **dict(use_gpu=False, name="", log_dir="logs", seed=None, runs=1000, resume=False),
+        **dict(generate=None, quatrains_per_run=5, max_length=32, raw=False, temperature=1.0),
+        **dict(top_p=1.0, prompt="", best_of=1, max_quote_len=8),
     )
-    assert published == DEFAULTS
-    assert make_settings(**read_command_line([])) == Settings() == Settings(**published)
+    experiment = dict(
+        **dict(recipe="2017", corpus="data/quatrains.txt", glove="auto", embedding_dim=300),
+        **dict(gru_dim=128, dropout=0.5, regularization=0.02, dense_dropout=0.0, phrase_len=4),
+        **dict(whole_quatrains=False, class_weights=True, use_xla=True, batch_size=512),
+        **dict(learning_rate=0.003, epochs_per_run=5),
+    )
+    assert {field.name: field.default for field in fields(Session)} == session
+    assert session | experiment == DEFAULTS
+    defaults = Settings(**session, **experiment)
+    assert make_settings(**read_command_line([])) == Settings() == defaults
 
 
 def test_the_command_line_returns_what_it_overrides():
@@ -49,15 +54,27 @@ def test_the_command_line_returns_what_it_overrides():
 def test_every_setting_refuses_other_types_and_values_out_of_range(name):
     default = DEFAULTS[name]
     optional = name in ("seed", "generate")
+    expected = "int | None" if optional else type(default).__name__
     bad = [object(), b"x", 1 if type(default) is str else "1", *[None] * (not optional)]
     if type(default) in (int, float) or optional:
         low, high = RANGES.get(name, (1, 10**9))
         assert [getattr(Settings(**{name: value}), name) for value in (low, high)] == [low, high]
-        bad += [low - 1, math.nan, True, False, *[1.5] * (type(default) is not float)]
-        bad += [high * 2] * (high < 1e9 or name == "seed")
+        bad += [low - 1, high * 2, math.nan, math.inf, True, False, np.bool_(True)]
+        bad += [1.5] * (type(default) is not float)
+        expected += f" from {low:,} to {high:,}"
+    if name == "recipe":
+        expected = "2017 or verse"
     for value in bad:
-        with pytest.raises(UsageError, match=f"^{name} = .* is invalid: expected .+$"):
+        error = f"^{name} = .* is invalid: expected {re.escape(expected)}$"
+        with pytest.raises(UsageError, match=error):
             make_settings(**{name: value})
+
+
+def test_numbers_of_numpy_become_those_of_python():
+    given = dict(gru_dim=np.int64(16), seed=np.uint32(3), dropout=np.float32(0.5), raw=np.True_)
+    settings = asdict(make_settings(**given))
+    assert {name: settings[name] for name in given} == given
+    assert [type(settings[name]) for name in given] == [int, int, float, bool]
 
 
 def run_edited(folder, command_line="", **changes):
@@ -75,23 +92,33 @@ def poisoned(tmp_path):
     return tmp_path
 
 
-def test_help_shows_the_edited_block_of_settings_before_the_imports(poisoned):
+def test_help_shows_every_option_with_its_comment_before_the_imports(poisoned, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "9999")
     changes = {"log_dir": "50% off", "runs": 3}
     status, out, err = run_edited(poisoned, "--help", **changes)
     assert (status, err) == (0, "")
-    block = re.search(r"class Settings:\n.*?(?=\n    def )", edited(**changes), re.DOTALL)[0]
-    assert block.count("\n    # ") > len(DEFAULTS)
-    assert block.rstrip() in out
+    assert out.startswith("usage: quatrains.py [--gru-dim 256] [--no-use-xla] ...\n")
+    shown = " ".join(out.split())
+    comments = re.findall(r"\n((?:    # .*\n)+)    (\w+): ", edited(**changes))
+    assert [name for _, name in comments] == list(DEFAULTS)
+    for comment, name in comments:
+        default = (DEFAULTS | changes)[name]
+        option = "--" + name.replace("_", "-")
+        kind = f", --no-{option[2:]}" if type(default) is bool else f" {name.upper()}"
+        text = " ".join(comment.replace("#", "").split())
+        assert f" {option}{kind} {text} Default: {default!r}. " in f"{shown} "
 
 
-RUNS = "runs = 0 is invalid: expected a whole number from 1 up"
+HINT = "(options are typed like --gru-dim 256; --help lists them)"
+RUNS = "runs = 0 is invalid: expected int from 1 to 1,000,000,000"
 MISTAKES = {
-    "--gru 64": "unknown argument --gru (similar settings: gru_dim, runs)",
-    "--nonsense 3": "unknown argument --nonsense (similar settings: seed)",
-    "extra": "unknown argument extra (similar settings: use_xla, raw)",
-    "--gru-dim x": "argument --gru-dim: invalid int value: 'x' (--help lists all settings)",
-    "--gru-dim": "argument --gru-dim: expected one argument (--help lists all settings)",
+    "--gru_dim 64": f"unrecognized arguments: --gru_dim 64 {HINT}",
+    "--gru 64": f"unrecognized arguments: --gru 64 {HINT}",
+    "extra": f"unrecognized arguments: extra {HINT}",
+    "--gru-dim x": f"argument --gru-dim: invalid int value: 'x' {HINT}",
+    "--gru-dim": f"argument --gru-dim: expected one argument {HINT}",
     "--runs 0": RUNS,
+    "--dropout 2": "dropout = 2.0 is invalid: expected float from 0 to 0.99",
     "--recipe Verse": "recipe = 'Verse' is invalid: expected 2017 or verse",
 }
 
@@ -104,3 +131,15 @@ def test_mistakes_on_the_command_line_are_one_line_before_the_imports(line, mess
 def test_a_mistake_in_the_file_is_one_line_before_the_imports(poisoned):
     assert run_edited(poisoned, runs=0) == (2, "", f"quatrains: {RUNS}\n")
     assert run_edited(poisoned, runs=1) == (1, "", "imported\n")
+
+
+@pytest.mark.parametrize(
+    "tool", ["cProfile", "trace --count --coverdir=.", "pdb -c continue"], ids=str.split
+)
+def test_it_runs_under_the_tools_of_python(tool, poisoned):
+    (poisoned / "mine.py").write_text(edited(), encoding="utf-8")
+    command = [sys.executable, "-m", *tool.split(), "mine.py", "--runs", "0"]
+    done = subprocess.run(
+        command, cwd=poisoned, stdin=subprocess.DEVNULL, capture_output=True, text=True
+    )
+    assert done.stderr == f"quatrains: {RUNS}\n"

@@ -1,7 +1,8 @@
-"""Formatting sampled tokens as verse."""
+"""Verse: learning capitals, splitting and wrapping lines, and formatting them."""
 
 import random
 import re
+from pathlib import Path
 
 import pytest
 
@@ -10,33 +11,46 @@ from conftest import ROOT
 from quatrains import STARTS, Casing, learn_casing, normalize, split_lines, tokenize, wrap_lines
 
 
-def format_verse(tokens, forms=None, before_capitals=STARTS, line_count=4):
-    casing = Casing(forms or {}, {*before_capitals})
-    return quatrains.format_verse(tokens, casing, line_count)
+def format_verse(tokens, forms=()):
+    return quatrains.format_verse(split_lines(tokens), Casing(dict(forms), {*STARTS}))
 
 
 def learn(*texts):
     return learn_casing([*enumerate(map(normalize, texts))])
 
 
+def changed(*texts):
+    """Return the usual forms that are not in lower case."""
+    return {word: form for word, form in learn(*texts).forms.items() if word != form}
+
+
+def restore(text, casing):
+    return quatrains.format_verse(split_lines(tokenize(text, line_ends=True)), casing)
+
+
 def test_usual_forms_are_learned_inside_lines_and_sentences():
     texts = ["The king of Rome, Mars,\nNear the river Po. The snake", "King Mars at PAU,\nMars!"]
-    forms = learn(*texts).forms
-    changed = {word: form for word, form in forms.items() if word != form}
-    assert changed == {"rome": "Rome", "mars": "Mars", "po": "Po", "pau": "PAU"}
-    forms = learn("a Moon, a moon, a moon\nthe Sun the Sun the sun").forms
-    assert (forms["moon"], forms["sun"]) == ("moon", "Sun")
+    assert changed(*texts) == {"rome": "Rome", "mars": "Mars", "po": "Po", "pau": "PAU"}
+    assert changed("a Moon, a moon, a moon\nthe Sun the Sun the sun") == {"sun": "Sun"}
 
 
-def test_inner_capitals_count_at_starts_and_lines_in_capitals_do_not_count():
-    forms = learn("XLII days\nMcKay saw\n'Til noon\nL'Aquila", "JULIET\nmy only dove").forms
-    changed = {word: form for word, form in forms.items() if word != form}
-    assert changed == {"xlii": "XLII", "mckay": "McKay", "l'aquila": "L'Aquila"}
-    assert "juliet" not in forms
-    # The first word of a poem is often in capitals, which are not its own.
-    assert learn("FROM far\nWe go far", "MDCC days").forms.get("mdcc") == "MDCC"
-    assert "from" not in learn("FROM far\nWe go", "FROM near").forms
-    assert format_verse(["xlii", "<LINE1>", "'til", "juliet"], forms) == "XLII\n'Til juliet"
+def test_inner_capitals_count_at_starts():
+    texts = ["XLII days\nMcKay saw\n'Til noon\nL'Aquila", "FROM far\nWe go. O'Neill"]
+    names = {"xlii": "XLII", "mckay": "McKay", "l'aquila": "L'Aquila", "o'neill": "O'Neill"}
+    assert changed(*texts) == names | {"from": "FROM"}
+    assert format_verse(["xlii", "<LINE1>", "'til", "noon"], names) == "XLII\n'Til noon"
+
+
+def test_lines_in_capitals_do_not_count():
+    assert learn("JULIET OF ROME, 1\nmy dove\nO 2!", "ÉTÉ! 봄 OK").forms.keys() == {"dove"}
+    assert "\n" not in learn("we\nGO\nGO\nwe").before_capitals
+
+
+def test_turkish_capitals_are_learned_and_at_starts_are_no_inner_capitals():
+    texts = ["Kuşum İzmir, izmir İzmir", "kıyı ince\nİnce kum, ince"]
+    assert changed(*texts) == {"izmir": "İzmir"}
+    assert restore("izmir\nizmir", learn(*texts)) == "İzmir\nİzmir"
+    assert changed("İnce su\nİnce kum\nsu ince") == {}
 
 
 @pytest.mark.parametrize(
@@ -45,21 +59,25 @@ def test_inner_capitals_count_at_starts_and_lines_in_capitals_do_not_count():
         (["We go\nwe stay\nwe sing", "Again\nwe go"], "Ay! We\nwe. We"),
         (["Wir gehn. Ei! wir\nWir gehn. Oh! wir bleiben\nWir"], "Ay! we\nWe. We"),
         (["wir gehn. wir bleiben! wir", "wir. ei! ja\nwir"], "ay! we\nwe. we"),
+        # Marks and scripts without case have no vote.
         (["Go!!! Go!!!\nGo"], "Ay! We\nWe. We"),
+        (["봄 go! 봄. 봄! 3 봄\n봄 go\nGo. 봄\n봄! Go"], "Ay! We\nWe. We"),
+        (["봄이 와\n봄이 가\n봄"], "Ay! We\nWe. We"),
     ],
 )
 def test_capitals_follow_what_they_mostly_follow_in_the_corpus(texts, expected):
-    tokens = "ay ! we <LINE1> we . we".split()
-    assert quatrains.format_verse(tokens, learn(*texts), 4) == expected
+    assert restore("ay!we\nwe.we", learn(*texts)) == expected
 
 
-def test_the_quatrains_of_the_corpus_are_restored():
+def test_verse_is_restored():
     corpus = quatrains.read_corpus(ROOT / "data" / "quatrains.txt")
     casing, texts = learn_casing(corpus), [text for _, text in corpus]
-    restored = [quatrains.format_verse(tokenize(text, line_ends=True), casing, 1) for text in texts]
+    restored = [restore(text, casing) for text in texts]
     assert [text.lower() for text in restored] == [text.lower() for text in texts]
     # Some words are written in two ways, or occur only at the start of a line.
     assert sum(map(str.__eq__, restored, texts)) > 0.9 * len(texts)
+    for text in ("床前明，\n疑是。", "दिल है।\nक्या?", "مهر، وفا؛\nکجا؟"):
+        assert restore(text, learn(text)) == text
 
 
 def test_sentences_lines_and_names_get_capitals():
@@ -74,24 +92,20 @@ def test_sentences_lines_and_names_get_capitals():
 
 def test_lines_are_those_sampled_and_none_starts_with_punctuation():
     tokens = ", <LINE1> king , <LINE1> , <LINE2> moon . sun ! ? <LINE3> .".split()
-    assert split_lines(tokens, Casing({}, {*STARTS})) == [["King,"], ["moon.", "Sun?"]]
+    assert split_lines(tokens) == [["king,"], ["moon.", "sun?"]]
     assert format_verse(tokens) == "King,\nMoon. Sun?"
     assert [format_verse(tokens) for tokens in ([], [","], ["<LINE1>", "!"])] == ["", "", ""]
 
 
-def test_marks_are_single_no_word_is_lost_and_there_are_four_lines():
+def test_marks_are_single_no_word_is_lost_and_every_line_has_a_capital():
     draw = random.Random(1)
     for _ in range(2000):
-        kinds = draw.choice([["a", "b", ".", ",", "!"], ["a", ".", "<LINE1>", "<LINE2>", "?"]])
-        tokens = draw.choices(kinds, k=draw.randrange(20))
+        tokens = draw.choices(["a", "b", ".", ",", "<LINE1>", "<LINE2>", "?"], k=draw.randrange(20))
         verse = format_verse(tokens)
         assert not re.search(r"^[.,;!?]|[.,;!?]\s*[.,;!?]|\s[.,;!?]|\n\n", verse)
         words = [token for token in tokens if token.isalpha()]
         assert re.sub("[.,;!?]", "", verse).lower().split() == words
-        lines = verse.split("\n")
-        if "<LINE1>" not in kinds:
-            assert len(lines) == max(1, min(4, len(words)))
-        assert all(line[:1].isupper() for line in lines if words)
+        assert all(line[:1].isupper() for line in verse.split("\n") if words)
 
 
 def test_wrapped_lines_are_of_similar_length_and_prefer_to_end_at_punctuation():
@@ -103,12 +117,12 @@ def test_wrapped_lines_are_of_similar_length_and_prefer_to_end_at_punctuation():
     assert wrap_lines(words, 4)[0] == words[:5]
     words[4:7] = ["four", "four", "four,"]
     assert wrap_lines(words, 4)[0] == words[:4]
+    lines = [" | ".join(map(" ".join, wrap_lines(["a", "b,", "c"], count))) for count in range(5)]
+    assert lines == ["a b, c", "a b, c", "a b, | c", "a | b, | c", "a | b, | c"]
 
 
-def test_verse_without_spaces_and_in_other_scripts_keeps_its_marks():
-    for text in (
-        "床前明，\n疑是。",
-        "दिल है।\nक्या?",
-    ):
-        tokens = tokenize(normalize(text), line_ends=True)
-        assert quatrains.format_verse(tokens, learn(text), 1) == text
+def test_new_verse_has_as_many_lines_as_stanzas_mostly_have():
+    # There are more titles than stanzas, but fewer lines in them.
+    texts = ["Ode"] * 5 + ["one\ntwo\nthree"] * 3 + ["a\nb\nc\nd\ne\nf\ng"]
+    corpus = quatrains.index_corpus([*enumerate(texts)], line_ends=True)
+    assert quatrains.QuatrainLM(quatrains.Settings(), corpus, None, Path()).line_count == 3

@@ -78,7 +78,7 @@ def describe(texts, corpus_words, usual):
         "distinct pairs": len({*pairs}) / len(pairs),
         "distinct beginnings": len({*(tuple(row[:2]) for row in words)}),
         '"the great one"': np.mean([" ".join(row).count("the great one") for row in words]),
-        "end a sentence": np.mean([quatrains.verse_form(row)[1] for row in tokens]),
+        "end a sentence": np.mean([row[-1] in quatrains.SENTENCE_ENDS for row in tokens]),
     }
     if usual > 1:
         same = [len(text.splitlines()) == usual for text in texts]
