@@ -105,9 +105,9 @@ class Settings(Session):
     embedding_dim: int = 300
     # GRU units. More units learn faster, but memorize the corpus sooner.
     gru_dim: int = 128
-    # Dropout rate of the GRU's inputs and recurrent state. Slows memorization of the corpus.
+    # Dropout rate of the GRU's inputs and recurrent state. Slows down memorizing the corpus.
     dropout: float = 0.5
-    # L2 penalty on the GRU's weights, included in the losses. Higher values tame the output.
+    # L2 penalty on the GRU's weights, included in the losses. Higher values make the output tamer.
     regularization: float = 0.02
     # Dropout rate between the GRU and the dense layer.
     dense_dropout: float = 0.0
@@ -123,7 +123,7 @@ class Settings(Session):
     use_xla: bool = True
     # Maximum number of samples per training step.
     batch_size: int = 512
-    # Learning rate of RMSprop. High, because the model is small and first results should be quick.
+    # Learning rate of RMSprop. High, because the model is small and results should come quickly.
     learning_rate: float = 0.003
     # Epochs per run.
     epochs_per_run: int = 5
@@ -135,6 +135,8 @@ class Settings(Session):
             setattr(self, field.name, value)
 
 
+# The settings that define an experiment, without those of Session.
+EXPERIMENT = [*Settings.__annotations__]
 # Settings that each recipe overrides. Add an entry to define a recipe.
 RECIPES = {
     "2017": {},
@@ -167,11 +169,12 @@ class UsageError(Exception):
 
 
 def check_value(name: str, type_: Any, value: Any) -> Any:
-    """Return the value of a setting, converted from NumPy or to float if necessary. Raise
+    """Return the value of a setting, converted to a Python number or to float if necessary. Raise
     UsageError if it has the wrong type or is out of range."""
     value = getattr(value, "item", lambda: value)()  # NumPy's numbers have `item`.
     if type_ is float and type(value) is int:
         value = float(value)
+    # True and False are also integers.
     valid = isinstance(value, type_) and isinstance(value, bool) is (type_ is bool)
     expected = getattr(type_, "__name__", f"{type_}")  # `int | None` has no name.
     if type_ not in (bool, str):
@@ -195,7 +198,7 @@ def make_settings(**overrides: Any) -> Settings:
 def override(settings: Settings, overrides: dict) -> Settings:
     """Return the settings of an experiment with overrides. Raise UsageError if one contradicts a
     setting that defines the experiment."""
-    for name in Settings.__annotations__.keys() & overrides.keys():  # Not Session's.
+    for name in overrides.keys() & EXPERIMENT:
         trained = getattr(settings, name)
         if overrides[name] != trained:
             raise UsageError(
@@ -216,7 +219,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message):
         """Raise UsageError instead of printing the usage."""
-        raise UsageError(f"{message} (options are typed like --gru-dim 256; --help lists them)")
+        raise UsageError(f"{message} (write options like --gru-dim 256; --help lists them)")
 
 
 def read_command_line(arguments: list) -> dict:
@@ -226,9 +229,10 @@ def read_command_line(arguments: list) -> dict:
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )
+    # The source is not found under some debuggers.
     comments = read_comments() if {"-h", "--help"} & {*arguments} else {}
     for field in fields(Settings):
-        kwargs = {"type": int if field.type == (int | None) else field.type}
+        kwargs = {"type": field.type if field.type in (str, float) else int}
         if field.type is bool:
             kwargs = {"action": argparse.BooleanOptionalAction}
         text = f"{comments.get(field.name)} Default: {field.default!r}."
@@ -246,7 +250,7 @@ def read_comments() -> dict:
 
 @contextlib.contextmanager
 def one_line_errors():
-    """End with one line and an exit status, instead of a traceback, on a UsageError or Ctrl-C."""
+    """On a UsageError or Ctrl-C, exit with a one-line message instead of a traceback."""
     try:
         yield
     except (UsageError, KeyboardInterrupt) as error:
@@ -275,7 +279,7 @@ def require_packages():
 if __name__ == "__main__":
     with one_line_errors():
         if not INTERACTIVE:
-            if hasattr(sys.stdout, "reconfigure"):
+            if hasattr(sys.stdout, "reconfigure"):  # Not if it was redirected in Python.
                 # Files get UTF-8; "?" replaces characters that a terminal lacks.
                 encoding = None if sys.stdout.isatty() else "utf-8"
                 sys.stdout.reconfigure(encoding=encoding, errors="replace", line_buffering=True)
@@ -297,9 +301,9 @@ def silent_stderr():
 
 
 os.environ |= {"KERAS_BACKEND": "tensorflow", "TF_USE_LEGACY_KERAS": "0"}
-os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")  # Otherwise it takes all GPU memory.
-# Even at its highest log level, TensorFlow writes some lines while it is imported. At any other
-# level they are shown, for example to see why it aborts.
+os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")  # Else all GPU memory is taken.
+# Even at its highest log level, TensorFlow writes some lines while it is imported. Set another
+# level to see them, for example if it aborts.
 silent = os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3") == "3"
 with one_line_errors(), silent_stderr() if silent else contextlib.nullcontext():
     import keras
@@ -310,7 +314,7 @@ with one_line_errors(), silent_stderr() if silent else contextlib.nullcontext():
 
     if keras.config.backend() != "tensorflow":
         raise UsageError(
-            f"Keras was imported before with the backend {keras.config.backend()}: restart Python"
+            f"Keras was already imported with the backend {keras.config.backend()}: restart Python"
         )
 tf.get_logger().setLevel("ERROR")  # No retracing warnings in notebooks.
 # AutoGraph would read the source file again, which may have been edited meanwhile.
@@ -337,17 +341,18 @@ def prepare_device(settings: Settings) -> str:
 # tokens, which start with "<"; no word does.
 BREAK = "<BREAK>"
 SENTENCE_ENDS = ".!?‼⁇⁈⁉؟۔।॥።፧׃།။។。！？｡．"
-PUNCTUATION = SENTENCE_ENDS + ",;،؛、，；､፣፤၊"
+PUNCTUATION = SENTENCE_ENDS + ",;\u037e،؛、，；､፣፤၊"
 # Blocks of Han, Kana and their punctuation, which are written without spaces.
 CJK = "\u2e80-\u312f\u31a0-\u9fff\uf900-\ufaff\uff00-\uffef\U00020000-\U0003ffff"
 JOINERS = "\u200c\u200d"  # Invisible, but some scripts need them inside words.
 # In normalized text, punctuation marks, Han and Kana are tokens of their own.
 WORD_CHAR = rf"[^\s#{PUNCTUATION}{CJK}]"
-# The lookahead: a word has at least one letter or digit. It has no "#", which starts a comment.
+# A word needs a letter or digit (the lookahead). It has no "#", which starts a comment.
 TOKEN = re.compile(rf"[{PUNCTUATION}{CJK}]|{WORD_CHAR}*?(?=\w){WORD_CHAR}+")
 COMMENT = re.compile(r"(?m)^#+(?: .*)?$\n?")
-# A heading ("IV", "Sonnet IV.") is a stanza of its own, and restarts the numbering. A numeral alone
-# on a line is one even within a stanza, which it splits, unless it may be the word "I".
+# A heading ("IV", "Sonnet IV.") is a stanza of its own, and restarts the numbering. A line that is
+# only a numeral is a heading even inside a stanza, which it splits. A single letter without a dot,
+# such as "I", is not, because it may be a word.
 HEADING = r"(?:\w+ )?([IVXLCDM]+|\d+)\.?"
 LONE_NUMERAL = r"([IVXLCDM]{2,}|[IVXLCDM](?=\.)|\d+)\.?"
 
@@ -382,12 +387,11 @@ def read_corpus(path: str) -> list:
 def strip_markup(text: str) -> str:
     """Leave out what is not verse: licenses, tags, labels in brackets, and line numbers."""
     # A file may have several books of Project Gutenberg, each between two such lines.
-    edge = r"\*\*\* ?{} OF [^*]*GUTENBERG[^*]*\*\*\*"
-    start, end = edge.format("START"), edge.format("END")
-    books = re.findall(rf"(?s){start}(.*?)(?={start}|{end}|\Z)", text)
+    edge = r"\*\*\* ?(?:START|END) OF [^*]*GUTENBERG[^*]*\*\*\*"
+    books = re.findall(rf"(?s)START OF [^*]*GUTENBERG[^*]*\*\*\*(.*?)(?={edge}|\Z)", text)
     text = "\n\n".join(books) or text
     text = text.replace("<|endoftext|>", "\n\n")  # Separates poems in texts made for GPT-2.
-    # A tag has attributes or none, so that <<quotes>> and "<3" stay. It may separate words.
+    # A tag has no attributes, or one with "=". It may separate words. <<Quotes>> and "<3" stay.
     text = re.sub(r"(?<!<)</?[a-zA-Z][a-zA-Z\d]*(\s[^<>=]*=[^<>]*|\s*/)?>|<![^<>]*>", " ", text)
     text = html.unescape(text)
     bracket = r"\[[^][\n]*\][ \t]*"
@@ -402,9 +406,9 @@ def normalize(text: str) -> str:
     """Replace with spaces all dashes, ellipses, quotes, and other punctuation and symbols that are
     not tokens. Remove invisible characters, spell apostrophes and hyphens alike, strip lines, and
     normalize to NFC."""
-    # Handled below, or kept.
-    kept = f"{PUNCTUATION}{JOINERS}#'-\u2018\u2019\u2010\u2011\n"
-    for char in {*text} - {*kept}:
+    # These are handled below, or kept.
+    skipped = f"{PUNCTUATION}{JOINERS}#'-\u2018\u2019\u2010\u2011\n"
+    for char in {*text} - {*skipped}:
         if char.isspace() or char == "\u200b" or unicodedata.category(char)[0] in "PS":
             text = text.replace(char, " ")
         elif not char.isprintable():
@@ -421,10 +425,11 @@ def split_quatrains(text: str) -> list:
     """Split a normalized text into (number, stanza) pairs, at blank lines or, without any, by
     line."""
     text = re.sub(rf"(?m)^({LONE_NUMERAL})$", r"\n\n\1\n\n", text)
+    # Numerals have made blank lines, too.
     gap = "\n\n" if "\n\n" in COMMENT.sub("", text).strip() else "\n"
     # "# Book II" is a heading too.
     text = re.sub(rf"(?m)^# {HEADING}$", rf"{gap}\1.{gap}", text)
-    # Without blank lines, only those made above: the line "Am I" may be verse.
+    # If every line is a quatrain, only numerals are headings: "Am I" may be a quatrain.
     heading = HEADING if gap == "\n\n" else LONE_NUMERAL
     section, number, quatrains = "", 0, []
     for stanza in COMMENT.sub("", text).split(gap):
@@ -455,7 +460,7 @@ def lower(word: str) -> str:
 
 def line_end(number: int) -> str:
     """Return the token that ends a line. From the twentieth line on, it is the same, because
-    few poems have so many lines to learn from."""
+    few poems are long enough to learn from."""
     return f"<LINE{min(number, 20)}>"
 
 
@@ -497,7 +502,7 @@ def describe_corpus(corpus: Corpus, settings: Settings):
     elif settings.whole_quatrains and settings.max_length < np.median(lengths):
         fitting = math.ceil(np.quantile(lengths, 0.9))
         print(
-            f"Most quatrains are longer than max_length = {settings.max_length}: to get whole ones, "
+            f"Most quatrains are longer than max_length = {settings.max_length}: for whole ones, "
             f"set max_length = {fitting}, which fits 90% of them."
         )
 
@@ -566,12 +571,13 @@ def make_windows(corpus: Corpus, phrase_len: int, whole: bool) -> np.ndarray:
     """Cut each quatrain into windows of a phrase and the next token (int32, samples x phrase_len +
     1), and shuffle them. A quatrain of n tokens, after a full phrase of breaks and before one
     break, gives n + 1 windows. Unless `whole`, leave out those with several breaks in the phrase,
-    which leaves n + 2 - phrase_len."""
+    after which n + 2 - phrase_len remain."""
     token_ids = {token: token_id for token_id, token in enumerate(corpus.vocabulary)}
     breaks, view = [0] * phrase_len, np.lib.stride_tricks.sliding_window_view
     rows = [[*breaks, *map(token_ids.get, tokens), 0] for tokens in corpus.tokens]
     windows = np.concatenate([view(np.array(row, np.int32), phrase_len + 1) for row in rows])
-    # Shuffled before any are left out, so that the order does not depend on `phrase_len`.
+    # The same samples are held out in all experiments: the seed is fixed, and windows are shuffled
+    # before any are left out.
     windows = np.random.default_rng(0).permutation(windows)
     breaks_in_phrase = (windows[:, :-1] == 0).sum(1)
     return windows if whole else windows[breaks_in_phrase <= 1]
@@ -581,7 +587,7 @@ def make_samples(corpus: Corpus, settings: Settings) -> tuple[Samples, Samples]:
     """Return 95% of the samples for training, and 5% for validation. The weight is the square root
     of the target's count, or 1. Raise UsageError if there are fewer than 20 samples."""
     windows = make_windows(corpus, settings.phrase_len, settings.whole_quatrains)
-    if len(windows) < 20:  # With fewer, none would be held out.
+    if len(windows) < 20:  # 5% of fewer samples are less than one.
         longest = max(map(len, corpus.tokens))
         raise UsageError(
             f"corpus {settings.corpus}, whose longest quatrain has {longest} tokens, gives "
@@ -589,10 +595,10 @@ def make_samples(corpus: Corpus, settings: Settings) -> tuple[Samples, Samples]:
             "set corpus to a longer text"
         )
     targets = windows[:, -1:]
-    roots = np.sqrt(corpus.counts) if settings.class_weights else np.ones(len(corpus.counts))
-    arrays = windows[:, :-1], targets, roots[targets[:, 0]].astype(np.float32)
-    halves = [np.split(array, [int(0.95 * len(windows))]) for array in arrays]
-    training, validation = zip(*halves, strict=True)
+    weights = corpus.counts[targets[:, 0]] ** (0.5 if settings.class_weights else 0)
+    arrays = windows[:, :-1], targets, weights.astype(np.float32)
+    parts = [np.split(array, [int(0.95 * len(windows))]) for array in arrays]
+    training, validation = zip(*parts, strict=True)
     return Samples(*training), Samples(*validation)
 
 
@@ -639,7 +645,7 @@ def build_model(embeddings: np.ndarray, settings: Settings) -> keras.Model:
 
 def sparse_categorical_accuracy(targets, probs):
     """Compute Keras's accuracy (float32, batch) without its argmax, which is slow under XLA. It has
-    the name of Keras's function, which a program that loads the model without this script gets."""
+    the name of Keras's own function, so that programs without this script can load the model."""
     is_likeliest = tf.gather(probs, targets, batch_dims=1)[:, 0] >= tf.reduce_max(probs, -1)
     return tf.cast(is_likeliest, tf.float32)
 
@@ -684,7 +690,8 @@ def learn_casing(quatrains: list) -> Casing:
     for _, text in quatrains:
         before = ""
         for line in text.split("\n"):
-            for token in [] if line.isupper() else TOKEN.findall(line):
+            tokens = [] if line.isupper() else TOKEN.findall(line)
+            for token in tokens:
                 word = lower(token)
                 capitalized = capitalize(word)
                 # At a start, "The" may be "the" elsewhere, but "McX" is certain.
@@ -696,7 +703,7 @@ def learn_casing(quatrains: list) -> Casing:
             before = "\n"
     # The most frequent form comes last and overwrites the others.
     usual = {lower(form): form for form, _ in reversed(forms.most_common())}
-    # Without evidence, capitals follow.
+    # If there is no evidence, capitals follow.
     return Casing(usual, {start for start in STARTS if votes[start] >= 0})
 
 
@@ -774,7 +781,7 @@ class Quatrain(NamedTuple):
 
 class Draft(NamedTuple):
     """A quatrain in the making: its token IDs, including the prompt, and, for each sampled token
-    but breaks, log p(token | phrase) - log p(token), at temperature 1."""
+    except breaks, log p(token | phrase) - log p(token), at temperature 1."""
 
     token_ids: list
     log_ratios: list
@@ -803,8 +810,8 @@ class QuatrainLM:
         corpus, vocabulary = self.corpus, self.corpus.vocabulary
         encode_prompt(self.settings, vocabulary)
         self.casing = learn_casing(corpus.quatrains)
-        # New verse gets the most common number of lines. Each stanza counts as often as it has
-        # lines, because there may be more titles than stanzas.
+        # New verse gets the most common number of lines. Stanzas are weighted by their lines, so
+        # that many one-line titles do not win.
         line_counts = [text.count("\n") + 1 for _, text in corpus.quatrains]
         self.line_count = mode(count for count in line_counts for _ in range(count))
         self.line_length = sum(map(len, corpus.tokens)) / sum(line_counts)  # In tokens.
@@ -813,7 +820,7 @@ class QuatrainLM:
         self.log_unigram_probs = np.log(corpus.counts / corpus.counts.sum())
         # Quotes are compared without punctuation.
         self.corpus_text = "\n".join(f" {' '.join(only_words(row))} " for row in corpus.tokens)
-        # It takes the model as an argument, so that another `lm.model` is traced anew.
+        # The model is an argument, so that a replaced `lm.model` is traced again.
         self.predict = graph_function(lambda model, phrases: model(phrases), reduce_retracing=True)
 
     def __repr__(self) -> str:
@@ -849,31 +856,27 @@ class QuatrainLM:
         # Breaks pad phrases that are too short. Recipe "2017" is not trained on such phrases, but
         # starts with one all the same, as published.
         breaks = [0] * settings.phrase_len
-        active = candidates = [
-            Draft([*ids], [*ratios]) for ids, ratios in drafts for _ in range(best_of)
-        ]
-        while active := [
-            draft
-            for draft in active
-            if len(draft.token_ids) < settings.max_length and draft.token_ids[-1:] != [end_id]
-        ]:
+        candidates = [Draft([*ids], [*ratios]) for ids, ratios in drafts for _ in range(best_of)]
+        active = candidates  # They grow in place.
+        while active := [draft for draft in active if len(draft.token_ids) < settings.max_length]:
             phrases = np.array([(breaks + ids)[-len(breaks) :] for ids, _ in active], np.int32)
             with tf.device(self.device):
                 probs = np.array(self.predict(self.model, phrases), np.float32)
-            # A line starts with a word, so none is empty. Breaks and line ends precede a start. All
-            # active drafts are at the start of a line, or none is.
+            # A line must start with a word. All active drafts are at the start of a line, or none
+            # is, so the first one tells.
             probs *= within_line if self.is_text[phrases[0, -1]] else self.is_word
             if not (probs.max(1) > 0).all():  # Also if they are NaN.
                 raise UsageError("the model has diverged: lower learning_rate and train again")
             sampled = sample_words(probs, settings.temperature, settings.top_p, rng)
             log_probs = np.log(probs[range(len(active)), sampled])
             log_ratios = log_probs - self.log_unigram_probs[sampled]
-            for draft, token_id, log_ratio in zip(
-                active, sampled.tolist(), log_ratios, strict=True
-            ):
+            pairs, active = zip(active, sampled.tolist(), log_ratios, strict=True), []
+            for draft, token_id, log_ratio in pairs:
                 draft.token_ids.append(token_id)
                 if token_id:  # A break says nothing about the words.
                     draft.log_ratios.append(log_ratio)
+                if token_id != end_id:
+                    active.append(draft)
         return [candidates[i : i + best_of] for i in range(0, len(candidates), best_of)]
 
     def choose_line(self, candidates: list, max_quote_len: int) -> Draft:
@@ -1000,14 +1003,14 @@ def find_checkpoint(log_dir: str) -> Path:
 
 
 def load_checkpoint(path: Path, overrides: dict) -> QuatrainLM:
-    """Load a checkpoint. In order of precedence, its settings are the overrides, those that it
-    fixes (its seed, and all but those of Session), its recipe, and the defaults in this file. Raise
-    UsageError if it is unreadable, or if an override contradicts it."""
+    """Load a checkpoint. Its settings come from, highest first: the overrides; the checkpoint (the
+    seed and all settings outside Session); its recipe; the defaults in this file. Raise UsageError
+    if it is unreadable, or if an override contradicts it."""
     try:
         with zipfile.ZipFile(path) as archive:
             state = json.loads(archive.read("quatrains.json"))
         saved = state["settings"]
-        fixed = {name: saved[name] for name in ("seed", *Settings.__annotations__)}
+        fixed = {name: saved[name] for name in ["seed", *EXPERIMENT]}
         settings = Settings(**RECIPES.get(saved["recipe"], {}) | fixed)
         settings = override(settings, overrides)
         device = prepare_device(settings)
@@ -1015,7 +1018,7 @@ def load_checkpoint(path: Path, overrides: dict) -> QuatrainLM:
             # Keras only warns if the optimizer's state does not fit.
             warnings.filterwarnings("error", "Skipping variable loading")
             model = keras.models.load_model(path, globals())
-    except UsageError:
+    except UsageError:  # Of `override` or `prepare_device`.
         raise
     except Exception as error:  # Damaged files raise many kinds of errors.
         raise UsageError(
@@ -1040,12 +1043,13 @@ def make_folder(settings: Settings) -> Path:
             folder.mkdir(parents=True)
             return folder
         except OSError as error:
-            if not (isinstance(error, FileExistsError) and folder.is_dir()):
-                raise UsageError(
-                    f"log_dir {settings.log_dir} cannot be used ({error}): set it to a folder in "
-                    "which files can be created"
-                )
-            time.sleep(0.1)  # Another experiment has started in the same second.
+            if isinstance(error, FileExistsError) and folder.is_dir():
+                time.sleep(0.1)  # Another experiment started in the same second.
+                continue
+            raise UsageError(
+                f"log_dir {settings.log_dir} cannot be used ({error}): set it to a folder in which "
+                "files can be created"
+            )
 
 
 @contextlib.contextmanager
@@ -1068,12 +1072,12 @@ def locked(folder: Path):
 def log_experiment(writer: tf.summary.SummaryWriter, lm: QuatrainLM):
     """Log the graph of the layers, and the settings for HParams."""
     model, settings = lm.model, lm.settings
-    # HParams initially shows five, in alphabetical order with capitals first.
+    # HParams initially shows five columns, in alphabetical order with capitals first.
     row = {
         "Experiment": settings.name or settings.recipe,
         "Layers": ", ".join(type(layer).__name__ for layer in model.layers),
     }
-    row |= {name: getattr(settings, name) for name in Settings.__annotations__}
+    row |= {name: getattr(settings, name) for name in EXPERIMENT}
     with writer.as_default(0):
         # `call` puts every layer at the top of the graph; the model itself would be one box.
         # A fixed batch size keeps arithmetic on it out of the graph.
@@ -1133,8 +1137,8 @@ def log_embedding(folder: Path, model: keras.Model, vocabulary: list):
     for number, weight in enumerate(model.weights):
         if len(weight.shape) == 2 and weight.shape[0] == len(vocabulary):
             name = f"embedding{number}"
-            # With another first byte, the lowest of the first number, TensorBoard may mistake the
-            # file for text.
+            # TensorBoard mistakes some files for text, but none with this first byte. It is the
+            # least significant byte of a number, so changing it is harmless.
             (folder / name).write_bytes(b"\xff" + weight.numpy().astype("float32").tobytes()[1:])
             config.embeddings.add(
                 tensor_name=name,
@@ -1162,8 +1166,8 @@ def fast_dropout():
 
 
 def hash_dropout(values: tf.Tensor, rate: float, seed: Any, noise_shape: Any) -> tf.Tensor:
-    """Set every element to 0 whose index and seed (two ints) have a hash below `rate`, and scale
-    the others."""
+    """Set to 0 every element whose hash, of its index and the seed (two ints), is below `rate`, and
+    scale the others."""
     seed = tf.cast(seed, tf.uint32)
     key = hash_bits(seed[0] ^ hash_bits(seed[1]))
     index = tf.cast(tf.range(tf.reduce_prod(noise_shape)), tf.uint32)
@@ -1186,9 +1190,9 @@ def hash_bits(bits: tf.Tensor) -> tf.Tensor:
 
 
 def plan_epoch(samples: int, batch_size: int) -> tuple[int, int, int]:
-    """Divide an epoch into calls, steps per call, and samples per step. All are equal, so that one
-    function is compiled. For example, 32,300 samples in batches of at most 512 take 8 calls of 8
-    steps on 505 samples."""
+    """Divide an epoch into calls, steps per call, and samples per step. All calls are alike, so that
+    one compiled function serves for all. For example, 32,300 samples in batches of at most 512 take
+    8 calls of 8 steps on 505 samples."""
     batches = math.ceil(samples / batch_size)
     calls = math.ceil(batches / 8)  # A call copies all weights. More than eight steps gain nothing.
     steps = math.ceil(batches / calls)
@@ -1223,7 +1227,7 @@ def compile_steps(model: keras.Model, samples: Samples, steps: int, use_xla: boo
 def start_epoch(model: keras.Model, rng: Any, samples: int, shape: tuple) -> tf.Tensor:
     """Reset the metrics, and seed the dropout layers: Keras does not save their state, and training
     must resume exactly. Return the indices of all samples in random order (int32, calls x steps x
-    batch size). The first ones occur again to fill the last batch."""
+    batch size). The first ones are repeated to fill the last batch."""
     model.reset_metrics()
     for variable in model.non_trainable_variables:
         if variable.name == "seed_generator_state":
@@ -1248,8 +1252,8 @@ def list_callbacks(lm: QuatrainLM, batches: int) -> keras.callbacks.CallbackList
 
 def fit_runs(lm: QuatrainLM, training: Samples, validation: Samples):
     """Train the remaining runs, and end each with a checkpoint and quatrains. This spells out
-    Keras's `fit`, with its training step, metrics and callbacks. Raise UsageError if the validation
-    loss is not finite."""
+    Keras's `fit`, with its training step, metrics and callbacks. Validation has no weights, as
+    published. Raise UsageError if its loss is not finite."""
     settings, model, count = lm.settings, lm.model, len(training.targets)
     calls, steps, batch_size = plan_epoch(count, settings.batch_size)
     train_steps = compile_steps(model, training, steps, settings.use_xla)
@@ -1305,7 +1309,7 @@ def start_experiment(settings: Settings) -> QuatrainLM:
     if settings.seed is None:  # Saved with the experiment, so that it can be resumed exactly.
         settings = replace(settings, seed=int.from_bytes(os.urandom(4), "big"))
     corpus = index_corpus(read_corpus(settings.corpus), settings.whole_quatrains)
-    # If these fail, no folder is made.
+    # Called only to fail before a folder is made.
     make_samples(corpus, settings)
     encode_prompt(settings, corpus.vocabulary)
     embeddings = make_embeddings(corpus, settings)
@@ -1361,11 +1365,12 @@ def generate_from_checkpoint(**overrides: Any) -> QuatrainLM:
     """Generate quatrains from the latest checkpoint, and print its path to standard error. Return
     the model. Raise UsageError if a setting or a file is unusable."""
     settings = make_settings(**overrides)
-    lm = load_checkpoint(find_checkpoint(settings.log_dir), overrides)
+    path = find_checkpoint(settings.log_dir)
+    lm = load_checkpoint(path, overrides)
     # Not the seed of the experiment, which would give the same quatrains each time.
     quatrains = lm.generate(lm.settings.generate or 5, settings.seed)
     print(*quatrains, sep="\n" if lm.settings.raw else "\n\n")
-    print(f"\nFrom {lm.folder / CHECKPOINT}. {report_quotes(quatrains)}", file=sys.stderr)
+    print(f"\nFrom {path}. {report_quotes(quatrains)}", file=sys.stderr)
     return lm
 
 
@@ -1374,7 +1379,7 @@ def generate_from_checkpoint(**overrides: Any) -> QuatrainLM:
 if __name__ == "__main__":
     with one_line_errors():
         # `%run` passes arguments. In a cell, they are the kernel's, and `__file__` is undefined or
-        # another file.
+        # names another file.
         in_cell = INTERACTIVE and Path(sys.argv[0]).name != Path(globals().get("__file__", "")).name
         overrides = {} if in_cell else read_command_line(sys.argv[1:])
         generates = make_settings(**overrides).generate

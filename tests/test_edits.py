@@ -219,18 +219,26 @@ def test_an_edit_holds_in_training_validation_resume_and_generation(unedited, ca
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["king", "king"]
 
 
-def test_mixed_precision_resumes_with_the_state_of_its_optimizer(recwarn):
-    module, lm = train_edit({FIRST: f'    keras.config.set_dtype_policy("mixed_float16")\n{FIRST}'})
+@pytest.fixture
+def set_policy():
+    yield keras.config.set_dtype_policy
+    keras.config.set_dtype_policy("float32")
+
+
+def test_training_resumes_exactly_under_a_dtype_policy_and_never_partially(set_policy):
+    set_policy("mixed_float16")
+    module, lm = train_edit({})
+    resumed = module.train(resume=True, runs=2, log_dir="cut")
+    assert keras.config.dtype_policy().name == "mixed_float16"
+    assert lm.model.layers[-1].compute_dtype == resumed.model.layers[-1].compute_dtype == "float16"
     assert lm.model.optimizer.name == "loss_scale_optimizer"
-    keras.config.set_dtype_policy("float32")  # As in another process.
-    try:
-        resumed = module.train(resume=True, runs=2, log_dir="cut")
-    finally:
-        keras.config.set_dtype_policy("float32")
     for ours, theirs in ((lm.model, resumed.model), (lm.model.optimizer, resumed.model.optimizer)):
         pairs = zip(ours.variables, theirs.variables, strict=True)
         assert all(np.array_equal(one, other) for one, other in pairs)
-    assert not [warning for warning in recwarn if warning.category is UserWarning]
+    set_policy("float32")
+    with pytest.raises(module.UsageError, match="cannot be loaded") as raised:
+        module.train(resume=True, runs=3, log_dir="cut")
+    assert "\n" not in str(raised.value)
 
 
 OWN = {

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import quatrains
-from conftest import QUICK, run_script
+from conftest import run_script
 from quatrains import Samples, Settings, keras, tf
 
 layers, optimizers = keras.layers, keras.optimizers
@@ -25,25 +25,14 @@ def small_model(**changes):
     return model
 
 
-def edited_model(*middle, kind=keras.Sequential, optimizer=None, loss=None, eagerly=False):
+def edited_model(*middle, kind=keras.Sequential, optimizer=None, **kwargs):
     """Build a small model with other layers, loss or optimizer, as an edit would."""
     keras.utils.set_random_seed(3)
-    model = kind(
-        [
-            keras.Input((4,), dtype="int32"),
-            layers.Embedding(12, 5),
-            *(middle or [layers.LSTM(6, unroll=True)]),
-            layers.Dense(12, activation="softmax"),
-        ]
-    )
-    loss = loss or "sparse_categorical_crossentropy"
-    model.compile(
-        optimizer or optimizers.RMSprop(0.01),
-        loss,
-        metrics=["acc"],
-        jit_compile=False,
-        run_eagerly=eagerly,
-    )
+    middle = middle or [layers.LSTM(6, unroll=True)]
+    ends = layers.Embedding(12, 5), layers.Dense(12, activation="softmax")
+    model = kind([keras.Input((4,), dtype="int32"), ends[0], *middle, ends[1]])
+    kwargs = {"loss": "sparse_categorical_crossentropy", "jit_compile": False} | kwargs
+    model.compile(optimizer or optimizers.RMSprop(0.01), metrics=["acc"], **kwargs)
     return model
 
 
@@ -80,15 +69,9 @@ def test_acc_is_keras_accuracy():
 
 
 class Doubled(keras.Sequential):
-    """A model with its own step, which doubles the gradients."""
-
     def train_step(self, data):
-        phrases, targets, weights = data
-        with tf.GradientTape() as tape:
-            predicted = self(phrases, training=True)
-            loss = 2 * self.compute_loss(None, targets, predicted, weights)
-        self.optimizer.apply(tape.gradient(loss, self.trainable_weights), self.trainable_weights)
-        return self.compute_metrics(phrases, targets, predicted, weights)
+        super().train_step(data)
+        return super().train_step(data)
 
 
 STEPS = {
@@ -106,7 +89,7 @@ STEPS = {
         optimizer=optimizers.LossScaleOptimizer(optimizers.AdamW(0.01, weight_decay=0.1), 1024.0, 4)
     ),
     "its own step": lambda: edited_model(kind=Doubled),
-    "eagerly": lambda: edited_model(layers.Flatten(), eagerly=True),
+    "eagerly": lambda: edited_model(layers.Flatten(), run_eagerly=True),
     "clipped norms": lambda: edited_model(
         layers.Flatten(), optimizer=optimizers.Adam(0.01, clipnorm=0.05)
     ),
@@ -152,7 +135,6 @@ def test_steps_and_metrics_are_those_of_keras(name, use_xla):
 
 def test_an_epoch_is_divided_into_equal_calls_of_equal_steps():
     assert quatrains.plan_epoch(32_300, 512) == (8, 8, 505)
-    assert quatrains.plan_epoch(19, 512) == (1, 1, 19)
     for samples, batch_size in itertools.product(range(19, 3000, 7), (1, 20, 64, 512, 10**9)):
         calls, steps, size = quatrains.plan_epoch(samples, batch_size)
         assert steps <= 8
@@ -166,32 +148,27 @@ def test_at_most_one_batch_of_an_epoch_is_filled_up(samples, batch_size):
     assert 0 <= calls * steps * size - samples < size
 
 
-def test_every_epoch_has_all_samples_in_an_order_of_its_own(verses, monkeypatch):
-    monkeypatch.chdir(verses.parent)
-    compile_steps, calls = quatrains.compile_steps, []
+def test_each_epoch_has_all_samples_in_another_order_and_each_layer_another_seed():
+    model = small_model(dense_dropout=0.5)
 
-    def note_calls(*args):
-        train_steps = compile_steps(*args)
-        return lambda indices: [calls.append(indices.numpy()), train_steps(indices)]
+    def start_epochs(seed):
+        """Return the indices of each epoch, and the seed of each layer."""
+        epochs, seeds = [], []
+        for epoch in range(9):
+            rng = np.random.default_rng([seed, epoch])
+            epochs.append(quatrains.start_epoch(model, rng, 19, (2, 3, 4)).numpy())
+            seeds += [variable.numpy()[0] for variable in model.non_trainable_variables]
+        return np.reshape(epochs, (9, 24)), seeds
 
-    monkeypatch.setattr(quatrains, "compile_steps", note_calls)
-
-    def read_epochs(**settings):
-        """Return the indices of each epoch, one row per epoch."""
-        calls.clear()
-        lm = quatrains.train(**QUICK | {"batch_size": 100} | settings)
-        count = len(quatrains.make_samples(lm.corpus, lm.settings)[0].targets)
-        epochs = np.reshape(calls, (lm.completed_epochs, -1))
-        repeated = epochs.shape[1] - count
-        assert 0 < repeated < 100
-        assert (np.sort(epochs[:, :count]) == np.arange(count)).all()
-        assert np.array_equal(epochs[:, count:], epochs[:, :repeated])
-        return epochs
-
-    epochs = read_epochs()
-    assert len(np.unique(epochs, axis=0)) == len(epochs) == 4
-    assert np.array_equal(read_epochs(), epochs)
-    assert not np.array_equal(read_epochs(seed=8), epochs)
+    epochs, seeds = start_epochs(1)
+    assert (np.sort(epochs[:, :19]) == np.arange(19)).all()
+    assert np.array_equal(epochs[:, 19:], epochs[:, :5])
+    assert len(np.unique(epochs, axis=0)) == 9
+    assert len({*seeds}) == len(seeds) == 2 * 9
+    assert not {*start_epochs(2)[1]} & {*seeds}
+    same, same_seeds = start_epochs(1)
+    assert np.array_equal(same, epochs)
+    assert same_seeds == seeds
 
 
 @pytest.fixture(scope="module")

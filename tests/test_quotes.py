@@ -1,5 +1,6 @@
 """Generation: sampled words, lines and their candidates, quotes, SLOR, and prompts."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -131,39 +132,37 @@ def test_the_best_candidate_has_the_highest_slor_of_those_without_a_long_quote(l
     assert choose(quote) == 0
 
 
-# Four lines, and a model that ends them.
-LINES = {"line_ends": True} | dict.fromkeys(("<LINE1>", "<LINE2>", "<LINE3>", quatrains.BREAK), 3)
+# A model that ends each of four lines, and knows other ends and marks.
+LINES = dict.fromkeys(("<LINE1>", "<LINE2>", "<LINE3>", quatrains.BREAK), 3)
+FOUR = [*make_verses(9, 4, 6), ("10", "the sun, the.\nsea"), ("11", "moon\n" * 6 + "moon")]
+ENDS = ["<LINE1>", "<LINE2>", "<LINE3>"]
 FORMS = [{}, {"temperature": 0}, {"temperature": 100}, {"top_p": 0.5}, {"best_of": 3}]
-FORMS += [{"prompt": "The king, moon"}, {"prompt": ","}]
+FORMS += [{"prompt": "king, moon"}, {"prompt": ","}]
+
+
+@pytest.fixture(scope="module")
+def four():
+    return make_lm(FOUR, line_ends=True, **LINES)
 
 
 @pytest.mark.parametrize("overrides", FORMS, ids=str)
-def test_lines_start_with_a_word_and_end_in_their_own_line_end(overrides):
-    others = [("10", "the sun, the.\nsea"), ("11", "moon\n" * 6 + "moon")]
-    lm = make_lm([*make_verses(9, 4, 6), *others], **LINES)
-    assert lm.line_count == 4
-    prompt = quatrains.tokenize(overrides.get("prompt", "").lower())
-    generated = lm.generate(40, seed=1, max_length=10**5, **overrides)
+def test_lines_start_with_a_word_and_end_in_their_own_line_end(four, overrides):
+    generated = four.generate(40, seed=1, max_length=10**5, **overrides)
     for quatrain in generated:
-        assert quatrain.tokens[: len(prompt)] == prompt
-        ends = [token for token in quatrain.tokens if token.startswith("<")]
-        assert ends == ["<LINE1>", "<LINE2>", "<LINE3>"]
-        lines = " ".join(quatrain.tokens).split("<LINE")
-        starts = [line.split()[number > 0 :][0] for number, line in enumerate(lines)]
-        assert all(start.isalpha() for start in starts[prompt == [","] :])
-        assert "<" not in quatrain.text
-    if "temperature" not in overrides:
-        assert len({quatrain.text for quatrain in generated}) > 30
-    if overrides.get("temperature") == 0:
-        assert len({quatrain.text for quatrain in generated}) == 1
+        text = f"{' '.join(quatrain.tokens)} "
+        assert text.startswith(overrides.get("prompt", "").replace(",", " ,").strip())
+        assert [token for token in quatrain.tokens if token[0] == "<"] == ENDS
+        lines = re.split(r"<LINE.> ", text)
+        assert all(line[0].isalpha() for line in lines[overrides == {"prompt": ","} :])
+    distinct = len({*map(str, generated)})
+    assert distinct == 1 if overrides.get("temperature") == 0 else distinct > 30
 
 
-def test_the_length_is_limited_across_lines():
-    lm = make_lm(make_verses(9, 4, 6), **LINES)
+def test_the_length_is_limited_across_lines(four):
     lengths = set()
-    for quatrain in lm.generate(300, seed=1, max_length=12, prompt="king"):
-        ends = [token for token in quatrain.tokens if token.startswith("<")]
-        assert ends == ["<LINE1>", "<LINE2>", "<LINE3>"][: len(ends)]
+    for quatrain in four.generate(300, seed=1, max_length=12, prompt="king"):
+        ends = [token for token in quatrain.tokens if token[0] == "<"]
+        assert ends == ENDS[: len(ends)]
         assert len(ends) == 3 or len(quatrain.tokens) == 12
         lengths.add(len(quatrain.tokens))
     assert max(lengths) == 12 > min(lengths)
@@ -175,8 +174,7 @@ def test_verse_of_many_lines_has_all_of_them():
     assert [quatrain.text.count("\n") for quatrain in generated] == [22] * 9
 
 
-def test_quatrains_are_in_the_order_of_sampling(monkeypatch):
-    lm = make_lm(make_verses(9, 4, 6), **LINES)
+def test_quatrains_are_in_the_order_of_sampling(four, monkeypatch):
     sample_words, calls = quatrains.sample_words, []
 
     def note_words(*args):
@@ -184,43 +182,34 @@ def test_quatrains_are_in_the_order_of_sampling(monkeypatch):
         return calls[-1]
 
     monkeypatch.setattr(quatrains, "sample_words", note_words)
-    generated = lm.generate(50, seed=1)
-    firsts = [lm.corpus.vocabulary[token_id] for token_id in calls[0]]
+    generated = four.generate(50, seed=1)
+    firsts = [four.corpus.vocabulary[token_id] for token_id in calls[0]]
     assert [quatrain.tokens[0] for quatrain in generated] == firsts
     assert len({*firsts}) > 3 < len({len(quatrain.tokens) for quatrain in generated})
 
 
-def test_every_line_continues_the_best_one_before_it(monkeypatch):
-    lm = make_lm(make_verses(9, 4, 6), **LINES)
-    kept, sampled = [[]] * 6, []
-    sample_lines, choose_line = lm.sample_lines, lm.choose_line
+def test_every_line_continues_the_best_one_before_it(four, monkeypatch):
+    sample_lines, choose_line = four.sample_lines, four.choose_line
+    kept = [quatrains.Draft([], [])] * 6
 
     def note_lines(drafts, end, settings, rng):
-        assert [draft.token_ids for draft in drafts] == kept
+        assert drafts == kept
         kept.clear()
         groups = sample_lines(drafts, end, settings, rng)
         for draft, group in zip(drafts, groups, strict=True):
-            assert len(group) == settings.best_of == 5
-            for candidate in group:
-                sampled.append(candidate.token_ids[len(draft.token_ids) :])
-                assert candidate.token_ids[: len(draft.token_ids)] == draft.token_ids
-                assert candidate.log_ratios[: len(draft.log_ratios)] == draft.log_ratios
+            assert len(group) == 5
+            for row, before in ((row, draft[i]) for each in group for i, row in enumerate(each)):
+                assert row[: len(before)] == before != row
         return groups
 
     def note_best(candidates, limit):
-        draft = choose_line(candidates, limit)
-        kept.append(draft.token_ids)
-        return draft
+        kept.append(choose_line(candidates, limit))
+        return kept[-1]
 
-    monkeypatch.setattr(lm, "sample_lines", note_lines)
-    monkeypatch.setattr(lm, "choose_line", note_best)
-    generated = lm.generate(6, seed=1, best_of=5, max_length=99)
-    ends = [lm.corpus.vocabulary[token_ids[-1]] for token_ids in sampled]
-    rows = ["<LINE1>", "<LINE2>", "<LINE3>", quatrains.BREAK]
-    assert ends == [end for end in rows for _ in range(6 * 5)]
-    assert [token_ids[:-1] for token_ids in kept] == [
-        [*map(lm.corpus.vocabulary.index, quatrain.tokens)] for quatrain in generated
-    ]
+    monkeypatch.setattr(four, "sample_lines", note_lines)
+    monkeypatch.setattr(four, "choose_line", note_best)
+    generated = four.generate(6, seed=1, best_of=5, max_length=99)
+    assert [*map(four.decode, kept)] == [quatrain.tokens for quatrain in generated]
 
 
 @pytest.mark.parametrize("temperature", [0, 1])

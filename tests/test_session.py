@@ -5,7 +5,6 @@ import re
 import subprocess
 import sys
 import sysconfig
-import textwrap
 import zipfile
 from contextlib import closing
 from pathlib import Path
@@ -24,9 +23,9 @@ class Session:
         self.folder = folder
         self.manager = KernelManager()
         self.manager.kernel_spec.argv[0] = str(python)
-        environment = dict(os.environ)
-        environment.pop("PYTEST_CURRENT_TEST")  # With it, a kernel hides its children's output.
-        self.manager.start_kernel(cwd=str(folder), env=environment)
+        # With this variable, a kernel hides its children's output.
+        env = {name: os.environ[name] for name in {*os.environ} - {"PYTEST_CURRENT_TEST"}}
+        self.manager.start_kernel(cwd=str(folder), env=env)
         self.client = self.manager.client()
         self.client.start_channels()
         self.client.wait_for_ready(timeout=60)
@@ -50,7 +49,7 @@ class Session:
 
         self.client.execute_interactive(code, timeout=120, output_hook=hear)
         assert re.fullmatch(error, "\n\n".join(errors)), errors
-        assert "WARNING" not in out, out
+        assert "WARNING" not in out.upper(), out
         return out, value
 
     def close(self):
@@ -85,59 +84,44 @@ def test_one_cell_is_run_edited_and_run_again_and_its_model_generates(session):
     before = experiments(session.folder)
     ((first, content),) = before.items()
     assert re.fullmatch(r"\d{6}-\d{6}-2017", first.name)
-
     # A mistake is one line, without a traceback.
-    session.run(cell(dropout=2.0), r"quatrains: dropout = 2\.0 is invalid: .* from 0 to 0\.99")
     session.run(cell(prompt="zebra"), "quatrains: prompt has 'zebra', which is not in the .*")
     assert session.run("6 * 7") == ("", "42")
     assert experiments(session.folder) == before
 
-    session.run("lm = train(recipe='verse', phrase_len=2, prompt='')")
+    session.run("lm = train(recipe='verse', phrase_len=np.int64(2), prompt='')")
     values = "lm.settings.phrase_len, lm.settings.dense_dropout, lm.model.history.epoch"
     assert session.run(values) == ("", "(2, 0.5, [0, 1])")
     session.run("train(dropuot=0.1)", r"(?s).*TypeError.*unexpected keyword argument 'dropuot'.*")
     assert experiments(session.folder)[first] == content
-
     generate = "print(*lm.generate(3, temperature=0.5, prompt='king', seed=1), sep='\\n\\n')"
     out, _ = session.run(generate)
     assert [verse.startswith("King") for verse in out.split("\n\n")] == [True] * 3
     assert session.run(generate) == (out, None)
     error = r"quatrains: prompt has 'montain', .* \(similar: mountain.*\)"
     session.run("lm.generate(1, prompt='king montain')", error)
+    assert re.fullmatch(r"QuatrainLM\('logs/.*', 1 runs\)", session.run("lm")[1])
+    shown = session.run("lm.generate(2, seed=1)")[1].strip("[]").replace(",\n \n", "\n\n")
+    printed, _ = session.run("print(*lm.generate(2, seed=1), sep='\\n')")
+    assert re.findall(r"\w.*", shown) == printed.splitlines()
 
 
-def test_an_interrupted_training_returns_a_model_as_keras_made_it(session):
-    settings = {"epochs_per_run": 10_000, "name": "first run"}
-    out, _ = session.run(cell(**settings), interrupt_at="Epoch 2/")
+def test_an_interrupted_training_returns_the_model(session):
+    out, _ = session.run(cell(epochs_per_run=10_000, name="first run"), interrupt_at="Epoch 2/")
     assert out.endswith("\nNothing was saved: the first run was not completed.\n")
     assert session.run("lm.completed_runs, len(lm.generate(2))") == ("", "(0, 2)")
     (folder,) = session.folder.glob("logs/*-first run")
     assert not (folder / "checkpoint.keras").exists()
-
     # Compiled by XLA, with several steps per call.
-    settings = {"use_xla": True, "batch_size": 64, "seed": None, "runs": 10_000}
-    out, _ = session.run(cell(**settings), interrupt_at="Run 2\n")
-    assert "checkpoint.keras, up to the last completed run.\n" in out
-    code = """
-    x, y = np.ones((96, 1), "int32"), np.ones((96, 1), "int32")
-    begun, losses = int(lm.model.optimizer.iterations), [lm.model.evaluate(x, y, verbose=0)[0]]
-    lm.model.fit(x, y, batch_size=32, epochs=2, verbose=0)
-    lm.model.train_on_batch(x, y)
-    losses.append(lm.model.evaluate(x, y, verbose=0)[0])
-    steps = [int(lm.model.optimizer.iterations) - begun]
-    lm.model.compile("sgd", "sparse_categorical_crossentropy")
-    lm.model.fit(x, y, batch_size=32, verbose=0)
-    losses.append(lm.model.evaluate(x, y, verbose=0)[0])
-    *steps, int(lm.model.optimizer.iterations), losses[0] > losses[1] > losses[2]
-    """
-    assert session.run(textwrap.dedent(code)) == ("", "(7, 3, True)")
+    code = cell(use_xla=True, batch_size=64, seed=None, runs=10_000)
+    out, _ = session.run(code, interrupt_at="Run 2\n")
+    assert "checkpoint.keras has the model as of the last completed run.\n" in out
 
 
 def test_sections_are_cells_and_an_edited_model_is_trained_and_resumed(session):
     session.run("%reset -f")
     # VS Code and Spyder define `__file__`. The kernel's arguments are not the script's.
-    _, value = session.run("import sys; __file__ = 'quatrains.py'; '-f' in sys.argv")
-    assert value == "True"
+    assert session.run("import sys; __file__ = 'quatrains.py'; '-f' in sys.argv")[1] == "True"
     sections = re.split(r"^(?=# %%)", cell(), flags=re.MULTILINE)
     for section in sections:
         out, _ = session.run(section)
@@ -145,9 +129,7 @@ def test_sections_are_cells_and_an_edited_model_is_trained_and_resumed(session):
     assert session.run(LAYERS) == ("", "(['Embedding', 'GRU', 'Dense'], 1)")
     (model,) = (section for section in sections if section.startswith("# %% Model\n"))
     edit = re.sub(r"use_cudnn=False,.*", "", model).replace("layers.GRU(", "layers.LSTM(")
-    # Named, in case it starts in the same second as the first experiment.
-    session.run(edit + "\nOVERRIDES['name'] = 'edited'")
-    session.run(sections[-1])
+    session.run(f"{edit}\n{sections[-1]}")
     assert session.run(LAYERS) == ("", "(['Embedding', 'LSTM', 'Dense'], 1)")
     # Resumed with the model of the checkpoint, even if the cell has another.
     session.run(model)
@@ -156,15 +138,37 @@ def test_sections_are_cells_and_an_edited_model_is_trained_and_resumed(session):
     assert session.run(LAYERS) == ("", "(['Embedding', 'LSTM', 'Dense'], 2)")
 
 
-def test_percent_run_takes_arguments(session):
+def test_percent_run_takes_arguments_and_a_mistake_leaves_the_model(session):
+    session.run(cell())
     (session.folder / "edited.py").write_text(cell(), encoding="utf-8")
+    error = r"quatrains: unrecognized arguments: --gru_dim 64 \(.* typed like --gru-dim 256; .*\)"
+    session.run("%run edited.py --gru_dim 64", error)
+    assert session.run("lm.settings.gru_dim, len(lm.generate(2))") == ("", "(8, 2)")
     out, _ = session.run("%run edited.py --gru-dim 7")
     assert "\nRun 0\n" in out
+    session.run("%run edited.py --gru_dim 64", error)
     assert session.run("lm.settings.gru_dim, len(lm.generate(2))") == ("", "(7, 2)")
     # %run does not change how a cell runs afterwards.
-    error = "quatrains: gru_dim = 0 is invalid: expected a whole number from 1 up"
+    error = "quatrains: gru_dim = 0 is invalid: expected int from 1 to 1,000,000,000"
     session.run(cell(gru_dim=0), error)
     session.run("%run edited.py --gru-dim 0", error)
+
+
+def test_the_configuration_of_keras_and_tensorflow_is_kept(session):
+    session.run(cell())
+    session.run("keras.config.set_dtype_policy('mixed_bfloat16')")
+    session.run(cell())
+    policies = "keras.config.dtype_policy().name, lm.model.layers[1].compute_dtype"
+    assert session.run(policies) == ("", "('mixed_bfloat16', 'bfloat16')")
+    # Loading a checkpoint keeps another policy too.
+    session.run("keras.config.set_dtype_policy('float32'); lm = generate_from_checkpoint()")
+    assert session.run(policies) == ("", "('float32', 'bfloat16')")
+
+    out, _ = session.run("tf.config.run_functions_eagerly(True); lm = train()")
+    assert re.findall(r"^Epoch (\d/\d)$", out, re.MULTILINE) == ["1/2", "2/2"]
+    value = "tf.config.functions_run_eagerly(), len(lm.generate(2))"
+    assert session.run(value) == ("", "(True, 2)")
+    session.run("tf.config.run_functions_eagerly(False)")
 
 
 # ==== Packages ====
@@ -195,15 +199,16 @@ def test_missing_packages_are_installed_in_a_notebook_and_named_elsewhere(tmp_pa
         for name, content in STUB.items():
             wheel.writestr(name, content)
     python = tmp_path / "venv/bin/python"
-    command = [python, ROOT / "quatrains.py"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run(
+        [python, ROOT / "quatrains.py"], cwd=tmp_path, capture_output=True, text=True
+    )
     assert (done.returncode, done.stdout) == (2, "")
     assert re.fullmatch(f"{MISSING}\n", done.stderr)
     with closing(Session(tmp_path, python)) as session:
         out, _ = session.run(cell(), MISSING)
         assert "Could not open requirements file" in out
         (tmp_path / "requirements.txt").write_text("./stub-1-py3-none-any.whl\n")
-        imported = r"quatrains: stopped by imported the stub \(check .*\)"
+        imported = r"(?s).*Traceback .*OSError.*: imported the stub"
         out, _ = session.run(cell(), imported)
         assert out.startswith("Installing requirements.txt, which takes a few minutes.\n")
         assert session.run(cell(), imported) == ("", None)
@@ -212,4 +217,4 @@ def test_missing_packages_are_installed_in_a_notebook_and_named_elsewhere(tmp_pa
 def test_inline_metadata_equals_the_requirements():
     block = re.search(r"^# /// script\n((?:#.*\n)+?)# ///\n", edited())[1]
     assert re.findall(r'^#     "(.*)",$', block, re.MULTILINE) == REQUIREMENTS.split()
-    assert '# requires-python = ">=3.10"\n' in block
+    assert '# requires-python = ">=3.10,<3.14"\n' in block

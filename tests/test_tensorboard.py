@@ -21,27 +21,29 @@ from conftest import QUICK, ROOT, SMALL, read_curve, run
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 DRIVER = shutil.which("chromedriver")
-WEIGHTS = "embedding/embeddings dense/kernel dense/bias".split()
+WEIGHTS = "Embedding/embeddings Dense/kernel Dense/bias".split()
 WEIGHTS += [f"GRU/gru_cell/{part}" for part in ("kernel", "recurrent_kernel", "bias")]
+PROMPT = "1999. The king"
 
 
 class Experiment(NamedTuple):
-    """An experiment's folder, what it printed, its name and epochs, two per run."""
+    """An experiment's folder, what it printed, its name, its epochs (two per run), and prompt."""
 
     folder: Path
     printed: str
     name: str
     epochs: list
+    prompt: str
 
     def run_ends(self):
         return self.epochs[1::2]
 
     def texts(self):  # What each run generated, as it was printed.
-        pattern = r"\n(Run \d+)\n(?:.+\n)+(\n(?:.*\n)+?)\nLongest quote"
-        return ["\n".join(parts).rstrip() for parts in re.findall(pattern, self.printed)]
+        pattern = r"\n(Run \d+)\n(?:.+\n)+\n+((?:.*\n)+?)\nLongest quote"
+        return ["\n\n".join(parts).rstrip() for parts in re.findall(pattern, self.printed)]
 
     def load(self):
-        return quatrains.load_checkpoint(self.folder, {})
+        return quatrains.load_checkpoint(self.folder / "checkpoint.keras", {})
 
 
 def train(log_dir, **settings):
@@ -57,15 +59,16 @@ def experiments(tmp_path_factory):
     folder = tmp_path_factory.mktemp("watched")
     log_dir, corpus = folder / "logs", folder / "corpus.txt"
     texts = [text for _, text in quatrains.read_corpus(ROOT / "data" / "quatrains.txt")]
-    corpus.write_text("\n\n".join(texts[:200]), encoding="utf-8")
+    # The second one writes lines that Markdown would take for items of a numbered list.
+    corpus.write_text("\n\n".join([PROMPT, *texts[:200]]), encoding="utf-8")
     settings = SMALL | {"embedding_dim": 50, "gru_dim": 32, "batch_size": 512, "corpus": corpus}
     first, begun = train(log_dir, **settings)
     same, resumed = train(log_dir, resume=True, runs=3, quatrains_per_run=3)
     assert same == first
-    second, printed = train(log_dir, **settings, recipe="verse", name="lines")
+    second, printed = train(log_dir, **settings, recipe="verse", name="lines", prompt=PROMPT)
     return [
-        Experiment(first, begun + resumed, "2017", [1, 2, 3, 4, 5, 6]),
-        Experiment(second, printed, "lines", [1, 2, 3, 4]),
+        Experiment(first, begun + resumed, "2017", [1, 2, 3, 4, 5, 6], ""),
+        Experiment(second, printed, "lines", [1, 2, 3, 4], PROMPT),
     ]
 
 
@@ -103,7 +106,9 @@ def test_quotes_and_scores_of_every_run_are_logged(experiment):
     quotes, scores = (read_curve(experiment.folder, tag) for tag in ("quote", "slor"))
     assert [*quotes] == [*scores] == experiment.run_ends()
     lm = experiment.load()
-    generated = lm.generate(3, [lm.settings.seed, lm.completed_runs, 1], best_of=2)
+    generated = lm.generate(
+        3, [lm.settings.seed, lm.completed_runs - 1], best_of=2, prompt=experiment.prompt
+    )
     assert experiment.texts()[-1].endswith("\n\n".join(map(str, generated)))
     assert quatrains.report_quotes(generated) in experiment.printed
     last = experiment.run_ends()[-1]
@@ -129,8 +134,15 @@ def test_events_hold_every_weight_and_setting(experiment):
     for name in WEIGHTS:
         (tag,) = [tag for tag in histograms if f"/{tag}".endswith(f"/{name}")]
         assert [event.step for event in events.Tensors(tag)] == experiment.run_ends()
-    fixed = {*quatrains.Settings.__annotations__} - {*quatrains.CHANGEABLE_ON_RESUME}
+    fixed = {*quatrains.Settings.__annotations__}
+    assert "gru_dim" in fixed
     assert {*row.hparams} == {"Experiment", "Layers", *fixed}
+
+
+def test_the_graph_has_each_layer_at_the_top(experiment):
+    nodes = read_events(experiment.folder)[0].Graph().node
+    top = {re.sub(r"_\d+$", "", node.name.split("/")[0]) for node in nodes}
+    assert top - {"NoOp", "Identity"} == {"words", "Embedding", "GRU", "Dense"}
 
 
 def test_experiments_whose_names_end_alike_are_two_rows(verses, monkeypatch):
@@ -251,8 +263,9 @@ def test_curves_are_whole_under_three_entries_per_experiment(page, experiments):
         assert [step for _, step, _ in points] == experiment.epochs
 
 
-def test_graphs_shows_the_layers_with_shapes(page):
-    page.open("graphs", "words", "embedding", "GRU", "dense", "512\u00d74\u00d750", "512\u00d732")
+def test_graphs_shows_the_layers_with_shapes(page, experiments):
+    probs = f"512\u00d7{len(experiments[0].load().corpus.vocabulary)}"
+    page.open("graphs", "words", "Embedding", "GRU", "Dense", "512\u00d732", probs)
 
 
 def test_weights_are_named_by_layer_and_shown_for_every_run(page, experiments):
@@ -273,6 +286,7 @@ def test_text_shows_the_quatrains_of_every_run_as_verse(page, experiments):
     lines = "[...text.querySelectorAll('p')].map(part => part.innerText).join('\\n\\n')"
     shown = page.run(f"return findAll('#markdown').map(text => {lines}).filter(Boolean)")
     assert shown == [text for each in experiments for text in reversed(each.texts())]
+    assert "\n\n1999. The king" in shown[-1]
 
 
 def test_projector_lists_the_experiments_and_finds_neighbors_of_a_word(page, experiments):
