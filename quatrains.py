@@ -348,7 +348,7 @@ JOINERS = "\u200c\u200d"  # Invisible, but some scripts need them inside words.
 # In normalized text, punctuation marks, Han and Kana are tokens of their own.
 WORD_CHAR = rf"[^\s#{PUNCTUATION}{CJK}]"
 # A word needs a letter or digit (the lookahead). It has no "#", which starts a comment.
-TOKEN = re.compile(rf"[{PUNCTUATION}{CJK}]|{WORD_CHAR}*?(?=\w){WORD_CHAR}+")
+TOKEN = re.compile(rf"[{PUNCTUATION}{CJK}]|(?<!{WORD_CHAR}){WORD_CHAR}*?(?=\w){WORD_CHAR}+")
 COMMENT = re.compile(r"(?m)^#+(?: .*)?$\n?")
 # A heading ("IV", "Sonnet IV.") is a stanza of its own, and restarts the numbering. A line that is
 # only a numeral is a heading even inside a stanza, which it splits. A single letter without a dot,
@@ -399,7 +399,7 @@ def strip_markup(text: str) -> str:
     text = re.sub(rf"(?m)^[ \t]*({bracket})+\n?", "", text)
     text = re.sub(rf"(?m){bracket}$", "", text)
     # A number in the margin follows a tab or three spaces.
-    return re.sub(r"(?m)(?<=\S)(\t|   )[ \t]*\d+[ \t]*$", "", text)
+    return re.sub(r"(?m)(?<=\S)( ?\t|   )[ \t]*\d+[ \t]*$", "", text)
 
 
 def normalize(text: str) -> str:
@@ -493,12 +493,12 @@ def describe_corpus(corpus: Corpus, settings: Settings):
         f"{len(counts):,} distinct tokens."
     )
     if not any("\n" in text for _, text in corpus.quatrains):
-        print("Every line is a quatrain, because no blank lines separate them.")
+        print("Each quatrain is one line. If this is wrong, separate quatrains by blank lines.")
     longest = max(lengths)
     # One long quatrain among many does little harm.
     if longest > max(1000, sum(lengths) / 10):
-        words = " ".join(corpus.quatrains[lengths.index(longest)][1].split()[:5])
-        print(f'Quatrain "{words} ..." has {longest:,} tokens: separate quatrains by blank lines.')
+        start = corpus.quatrains[lengths.index(longest)][1][:40].replace("\n", " ")
+        print(f'Quatrain "{start}..." has {longest:,} tokens: separate quatrains by blank lines.')
     elif settings.whole_quatrains and settings.max_length < np.median(lengths):
         fitting = math.ceil(np.quantile(lengths, 0.9))
         print(
@@ -1190,9 +1190,9 @@ def hash_bits(bits: tf.Tensor) -> tf.Tensor:
 
 
 def plan_epoch(samples: int, batch_size: int) -> tuple[int, int, int]:
-    """Divide an epoch into calls, steps per call, and samples per step. All calls are alike, so that
-    one compiled function serves for all. For example, 32,300 samples in batches of at most 512 take
-    8 calls of 8 steps on 505 samples."""
+    """Divide an epoch into calls, steps per call, and samples per step. All calls are alike, so
+    that one compiled function serves for all. For example, 32,300 samples in batches of at most 512
+    take 8 calls of 8 steps on 505 samples."""
     batches = math.ceil(samples / batch_size)
     calls = math.ceil(batches / 8)  # A call copies all weights. More than eight steps gain nothing.
     steps = math.ceil(batches / calls)

@@ -71,7 +71,7 @@ SKIPPED = {
     "infinite": b"king -inf" + ONES,
     "two words": b"king s 1" + ONES,
     "tabs": (b"king 1" + ONES).replace(b" ", b"\t"),
-    "not UTF-8": b"caf\xe9 1" + ONES + b"\nking \xff" + ONES,
+    "not UTF-8": b"caf\xe9 1" + ONES + b"\nking 1\xff" + ONES,
     "binary": bytes(range(256)) + b"\nking " + bytes(200),
     "packed": gzip.compress(GOOD),
     "UTF-16": GOOD.decode().encode("utf-16"),

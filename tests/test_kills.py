@@ -25,7 +25,8 @@ def train_and_end(rng, moments, **settings):
     process = start_script(".", **settings)
     output = wait_for(process, line)
     threading.Timer(rng.uniform(0, most), process.send_signal, [number]).start()
-    rest, errors = process.communicate(timeout=60)
+    rest = process.stdout.read()  # Also what `wait_for` has buffered, which `communicate` loses.
+    errors = process.communicate(timeout=60)[1]
     assert (process.returncode, errors.removeprefix("quatrains: ").strip()) == ENDS[number]
     return output + rest
 

@@ -5,10 +5,8 @@ import os
 import re
 import runpy
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from contextlib import redirect_stdout
 
 import pytest
@@ -150,7 +148,7 @@ def test_another_backend_of_keras_is_one_line(tmp_path):
     # No other backend is installed.
     program = "import keras; keras.config.backend = lambda: 'torch'; import quatrains"
     _, out, _ = shell(tmp_path, f'PYTHONPATH={ROOT} {sys.executable} -c "{program}" 2>&1')
-    message = "quatrains: Keras was imported before with the backend torch: restart Python"
+    message = "quatrains: Keras was already imported with the backend torch: restart Python"
     assert out.splitlines()[-1] == message
     assert "Traceback" not in out
 
@@ -179,22 +177,3 @@ def test_a_terminal_gets_a_progress_bar_and_a_pipe_lines(tmp_path, verses, first
     assert (status, bool(within)) == (0, True)
     assert all(len(line) < 80 and "loss: " in line for line in within)
     assert "\u2501" not in first_training[1].stdout.partition("Run 0")[2]
-
-
-@pytest.mark.parametrize("seconds", [0.5, 1.5])
-def test_ctrl_c_during_the_imports_is_one_line(tmp_path, seconds):
-    process = subprocess.Popen(
-        [sys.executable, "-X", "importtime", ROOT / "quatrains.py", "--corpus", "none"],
-        cwd=tmp_path,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )
-    # The last one of the standard library.
-    next(line for line in process.stderr if line.endswith("| typing\n"))
-    time.sleep(seconds)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
-    lines = [line for line in err.splitlines() if not line.startswith("import time: ")]
-    assert lines == ["quatrains: stopped"]

@@ -141,7 +141,9 @@ def test_sections_are_cells_and_an_edited_model_is_trained_and_resumed(session):
 def test_percent_run_takes_arguments_and_a_mistake_leaves_the_model(session):
     session.run(cell())
     (session.folder / "edited.py").write_text(cell(), encoding="utf-8")
-    error = r"quatrains: unrecognized arguments: --gru_dim 64 \(.* typed like --gru-dim 256; .*\)"
+    error = (
+        r"quatrains: unrecognized arguments: --gru_dim 64 \(write options like --gru-dim 256; .*\)"
+    )
     session.run("%run edited.py --gru_dim 64", error)
     assert session.run("lm.settings.gru_dim, len(lm.generate(2))") == ("", "(8, 2)")
     out, _ = session.run("%run edited.py --gru-dim 7")

@@ -101,7 +101,7 @@ def test_help_shows_every_option_with_its_comment_before_the_imports(poisoned, m
         assert f" {option}{kind} {text} Default: {default!r}. " in f"{shown} "
 
 
-HINT = "(options are typed like --gru-dim 256; --help lists them)"
+HINT = "(write options like --gru-dim 256; --help lists them)"
 RUNS = "runs = 0 is invalid: expected int from 1 to 1,000,000,000"
 MISTAKES = {
     "--gru_dim 64": f"unrecognized arguments: --gru_dim 64 {HINT}",
@@ -123,6 +123,13 @@ def test_mistakes_on_the_command_line_are_one_line_before_the_imports(line, mess
 def test_a_mistake_in_the_file_is_one_line_before_the_imports(poisoned):
     assert run_edited(poisoned, runs=0) == (2, "", f"quatrains: {RUNS}\n")
     assert run_edited(poisoned, runs=1) == (1, "", "imported\n")
+
+
+def test_ctrl_c_during_the_imports_is_one_line(poisoned):
+    # A shell may start background jobs with SIGINT ignored.
+    stop = "signal.signal(2, signal.default_int_handler); signal.raise_signal(2)"
+    (poisoned / "keras.py").write_text(f"import signal; {stop}")
+    assert run_edited(poisoned) == (130, "", "quatrains: stopped\n")
 
 
 @pytest.mark.parametrize("tool", ["cProfile", "trace --count --coverdir=.", "pdb -c continue"])
