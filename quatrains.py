@@ -20,6 +20,7 @@ notebook cells; each uses only what is above it. To change the model, edit `buil
 """
 
 import argparse
+import builtins
 import contextlib
 import functools
 import glob
@@ -211,7 +212,7 @@ def override(settings: Settings, overrides: dict) -> Settings:
 # %% Command line and imports
 
 # In IPython and notebooks, errors and Ctrl-C leave Python running.
-INTERACTIVE = "IPython" in sys.modules
+INTERACTIVE = hasattr(builtins, "get_ipython")
 
 
 class Parser(argparse.ArgumentParser):
@@ -658,7 +659,7 @@ def make_callbacks(settings: Settings) -> list:
 def check_model(model: keras.Model, vocab_size: int, phrase_len: int):
     """Raise UsageError if the model's output is not as `build_model` documents, or let Keras
     raise its own error if the model could be saved but not loaded again."""
-    probs = np.array(model(np.zeros((2, phrase_len), np.int32)), np.float32)
+    probs = tf.cast(model(np.zeros((2, phrase_len), np.int32)), tf.float32).numpy()
     if probs.shape != (2, vocab_size) or probs.min() < 0 or abs(probs.sum(1) - 1).max() > 0.02:
         raise UsageError(
             f"build_model must turn 2 phrases into (2, {vocab_size}) probabilities, rows summing "
@@ -821,7 +822,9 @@ class QuatrainLM:
         # Quotes are compared without punctuation.
         self.corpus_text = "\n".join(f" {' '.join(only_words(row))} " for row in corpus.tokens)
         # The model is an argument, so that a replaced `lm.model` is traced again.
-        self.predict = graph_function(lambda model, phrases: model(phrases), reduce_retracing=True)
+        self.predict = graph_function(
+            lambda model, phrases: tf.cast(model(phrases), tf.float32), reduce_retracing=True
+        )
 
     def __repr__(self) -> str:
         return f"QuatrainLM({str(self.folder)!r}, {self.completed_runs} runs)"
@@ -861,7 +864,7 @@ class QuatrainLM:
         while active := [draft for draft in active if len(draft.token_ids) < settings.max_length]:
             phrases = np.array([(breaks + ids)[-len(breaks) :] for ids, _ in active], np.int32)
             with tf.device(self.device):
-                probs = np.array(self.predict(self.model, phrases), np.float32)
+                probs = self.predict(self.model, phrases).numpy()
             # A line must start with a word. All active drafts are at the start of a line, or none
             # is, so the first one tells.
             probs *= within_line if self.is_text[phrases[0, -1]] else self.is_word
@@ -1279,11 +1282,11 @@ def fit_runs(lm: QuatrainLM, training: Samples, validation: Samples):
                     break
             validated = model.evaluate(held_out, callbacks=callbacks, return_dict=True)
             metrics |= {f"val_{name}": value for name, value in validated.items()}
+            lm.completed_epochs = epoch + 1
+            log_epoch(writers, lm, metrics)  # Before callbacks change the learning rate.
             callbacks.on_epoch_end(epoch, metrics)
             if not np.isfinite(metrics["val_loss"]):
                 raise UsageError("val_loss is not finite: lower learning_rate and train again")
-            lm.completed_epochs = epoch + 1
-            log_epoch(writers, lm, metrics)
         lm.completed_runs = run + 1
         if model.stop_training or lm.completed_runs == settings.runs:
             # Weights become their moving averages, or EarlyStopping restores the best ones.

@@ -31,7 +31,6 @@ LOSS = 'loss="sparse_categorical_crossentropy"'
 METRICS = "metrics=["
 TOP5 = 'metrics=[keras.metrics.SparseTopKCategoricalAccuracy(k=5, name="top5"), '
 BEFORE = "def build_model("
-FIRST = "    vocab_size, dim = embeddings.shape\n"
 FUNCTIONAL = "    model = keras.Model(model.inputs[0], model.outputs[0])\n"
 LSTMS = """\
     model.add(keras.layers.LSTM(8, dropout=0.3, unroll=True, return_sequences=True))
@@ -137,12 +136,6 @@ def train_edit(edits, **settings):
 
     module.log_run = log_and_copy
     return module, module.train(**SETTINGS | settings)
-
-
-def run_edit(module, **settings):
-    """Run an edited script as a command."""
-    command = [sys.executable, module.__file__, *arguments(**settings)]
-    return subprocess.run(command, capture_output=True, text=True)
 
 
 def check_validation(lm, epoch, custom_objects):
@@ -276,7 +269,8 @@ def test_a_wrong_model_is_reported_before_anything_is_made(edits, message):
 
 def test_an_error_in_training_keeps_its_traceback():
     module = load_edit(NO_XLA)
-    done = run_edit(module, **SETTINGS | {"use_xla": True})
+    command = [sys.executable, module.__file__, *arguments(**SETTINGS | {"use_xla": True})]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr.startswith("Traceback (most recent call last):\n")
     assert f'{module.__file__}", line' in done.stderr

@@ -67,6 +67,8 @@ def test_acc_is_keras_accuracy():
 
 class Doubled(keras.Sequential):
     def train_step(self, data):
+        if self.run_eagerly:
+            assert data[0].numpy().shape == (13, 4)
         super().train_step(data)
         return super().train_step(data)
 
@@ -86,7 +88,7 @@ STEPS = {
         optimizer=optimizers.LossScaleOptimizer(optimizers.AdamW(0.01, weight_decay=0.1), 1024.0, 4)
     ),
     "its own step": lambda: edited_model(kind=Doubled),
-    "eagerly": lambda: edited_model(layers.Flatten(), run_eagerly=True),
+    "eagerly": lambda: edited_model(layers.Flatten(), kind=Doubled, run_eagerly=True),
     "clipped norms": lambda: edited_model(
         layers.Flatten(), optimizer=optimizers.Adam(0.01, clipnorm=0.05)
     ),

@@ -166,7 +166,7 @@ def test_the_configuration_of_keras_and_tensorflow_is_kept(session):
     session.run("keras.config.set_dtype_policy('float32'); lm = generate_from_checkpoint()")
     assert session.run(policies) == ("", "('float32', 'bfloat16')")
 
-    out, _ = session.run("tf.config.run_functions_eagerly(True); lm = train()")
+    out, _ = session.run("tf.config.run_functions_eagerly(True); lm = train(use_xla=True)")
     assert re.findall(r"^Epoch (\d/\d)$", out, re.MULTILINE) == ["1/2", "2/2"]
     value = "tf.config.functions_run_eagerly(), len(lm.generate(2))"
     assert session.run(value) == ("", "(True, 2)")
