@@ -1024,8 +1024,9 @@ def load_checkpoint(path: Path, overrides: dict) -> QuatrainLM:
     except UsageError:  # Of `override` or `prepare_device`.
         raise
     except Exception as error:  # Damaged files raise many kinds of errors.
+        reason = str(error).partition("\n")[0]
         raise UsageError(
-            f"checkpoint {path} cannot be loaded by Keras {keras.__version__} ({error}): fix this, "
+            f"checkpoint {path} cannot be loaded by Keras {keras.__version__} ({reason}): fix that "
             "or set log_dir to another experiment's folder"
         )
     corpus = index_corpus(state["quatrains"], settings.whole_quatrains)
@@ -1218,10 +1219,6 @@ def compile_steps(model: keras.Model, samples: Samples, steps: int, use_xla: boo
 
     if model.run_eagerly:
         return train_steps
-    # A compiled function cannot create variables, so create those of the optimizer and metrics now.
-    if not model.optimizer.built:
-        model.optimizer.build(model.trainable_variables)
-    model.test_step((samples.phrases[:1], samples.targets[:1]))
     if use_xla:
         print("The first epoch takes longer, because the training steps have to be compiled.")
     return graph_function(train_steps, jit_compile=use_xla)
@@ -1230,7 +1227,7 @@ def compile_steps(model: keras.Model, samples: Samples, steps: int, use_xla: boo
 def start_epoch(model: keras.Model, rng: Any, samples: int, shape: tuple) -> tf.Tensor:
     """Reset the metrics, and seed the dropout layers: Keras does not save their state, and training
     must resume exactly. Return the indices of all samples in random order (int32, calls x steps x
-    batch size). The first ones are repeated to fill the last batch."""
+    batch size). The first ones are repeated to fill the last batches."""
     model.reset_metrics()
     for variable in model.non_trainable_variables:
         if variable.name == "seed_generator_state":
@@ -1301,7 +1298,8 @@ def end_run(lm: QuatrainLM, run: int, writers: dict):
     save_checkpoint(lm)
     quatrains = lm.generate(settings.quatrains_per_run, [settings.seed, run])
     log_run(writers, lm, run, quatrains)
-    print(*["", *quatrains], sep="\n" if settings.raw else "\n\n")
+    print()
+    print(*quatrains, sep="\n" if settings.raw else "\n\n")
     print(f"\n{report_quotes(quatrains)}")
 
 
