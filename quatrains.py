@@ -52,7 +52,7 @@ from typing import Any, NamedTuple
 class Session:
     """Settings of a session, which may change when training is resumed."""
 
-    # Train on /gpu:0 instead of /cpu:0.
+    # Use /gpu:0 instead of /cpu:0.
     use_gpu: bool = False
     # Name of the experiment. Its folder in `log_dir` is called <start time>-<name>. If empty, the
     # recipe's name is used.
@@ -82,7 +82,7 @@ class Session:
     top_p: float = 1.0
     # Words that every quatrain starts with.
     prompt: str = ""
-    # Candidates sampled for each line; the best one is kept.
+    # Candidates sampled for each line (with recipe 2017, for each quatrain); the best one is kept.
     best_of: int = 1
     # Longest passage that a quatrain may quote from the corpus, in words. A candidate that exceeds
     # it is kept only if all candidates do, so this has no effect if `best_of` is 1.
@@ -115,7 +115,7 @@ class Settings(Session):
     # Context length: tokens the model sees to predict the next one.
     phrase_len: int = 4
     # Also learn how quatrains begin and where their lines end. If False (as published), train only
-    # on full phrases, and guess line breaks when formatting.
+    # on phrases with at most one break, and guess line breaks when formatting.
     whole_quatrains: bool = False
     # Weight each sample by the square root of its target's count in the corpus, as published.
     class_weights: bool = True
@@ -124,7 +124,7 @@ class Settings(Session):
     use_xla: bool = True
     # Maximum number of samples per training step.
     batch_size: int = 512
-    # Learning rate of RMSprop. High, because the model is small and results should come quickly.
+    # Learning rate of RMSprop. High, because the model is small and should learn fast.
     learning_rate: float = 0.003
     # Epochs per run.
     epochs_per_run: int = 5
@@ -170,7 +170,7 @@ class UsageError(Exception):
 
 
 def check_value(name: str, type_: Any, value: Any) -> Any:
-    """Return the value of a setting, converted to a Python number or to float if necessary. Raise
+    """Return the value of a setting, if necessary converted from NumPy or from int to float. Raise
     UsageError if it has the wrong type or is out of range."""
     value = getattr(value, "item", lambda: value)()  # NumPy's numbers have `item`.
     if type_ is float and type(value) is int:
@@ -230,7 +230,7 @@ def read_command_line(arguments: list) -> dict:
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )
-    # The source is not found under some debuggers.
+    # Only for --help, because some debuggers hide the source.
     comments = read_comments() if {"-h", "--help"} & {*arguments} else {}
     for field in fields(Settings):
         kwargs = {"type": field.type if field.type in (str, float) else int}
@@ -251,7 +251,7 @@ def read_comments() -> dict:
 
 @contextlib.contextmanager
 def one_line_errors():
-    """On a UsageError or Ctrl-C, exit with a one-line message instead of a traceback."""
+    """On a UsageError or Ctrl-C, outside notebooks, exit with one line instead of a traceback."""
     try:
         yield
     except (UsageError, KeyboardInterrupt) as error:
@@ -265,7 +265,7 @@ def one_line_errors():
 
 
 def require_packages():
-    """Raise UsageError if packages are missing. In a notebook, install them first."""
+    """Raise UsageError if packages are missing. In a notebook, try to install them first."""
     command = [sys.executable, "-m", "pip", "install", "-r", "requirements.txt"]
 
     missing = not all(map(importlib.util.find_spec, ("tensorflow", "tensorboard")))
@@ -303,7 +303,7 @@ def silent_stderr():
 
 os.environ |= {"KERAS_BACKEND": "tensorflow", "TF_USE_LEGACY_KERAS": "0"}
 os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")  # Else all GPU memory is taken.
-# Even at its highest log level, TensorFlow writes some lines while it is imported. Set another
+# Even at its quietest log level, TensorFlow writes some lines while it is imported. Set another
 # level to see them, for example if it aborts.
 silent = os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3") == "3"
 with one_line_errors(), silent_stderr() if silent else contextlib.nullcontext():
@@ -405,8 +405,8 @@ def strip_markup(text: str) -> str:
 
 def normalize(text: str) -> str:
     """Replace with spaces all dashes, ellipses, quotes, and other punctuation and symbols that are
-    not tokens. Remove invisible characters, spell apostrophes and hyphens alike, strip lines, and
-    normalize to NFC."""
+    not tokens. Remove invisible characters, spell all apostrophes alike, and all hyphens, strip
+    lines, and normalize to NFC."""
     # These are handled below, or kept.
     skipped = f"{PUNCTUATION}{JOINERS}#'-\u2018\u2019\u2010\u2011\n"
     for char in {*text} - {*skipped}:
@@ -494,12 +494,12 @@ def describe_corpus(corpus: Corpus, settings: Settings):
         f"{len(counts):,} distinct tokens."
     )
     if not any("\n" in text for _, text in corpus.quatrains):
-        print("Each quatrain is one line. If this is wrong, separate quatrains by blank lines.")
+        print("Each quatrain is one line. If this is wrong, separate quatrains with blank lines.")
     longest = max(lengths)
     # One long quatrain among many does little harm.
     if longest > max(1000, sum(lengths) / 10):
         start = corpus.quatrains[lengths.index(longest)][1][:40].replace("\n", " ")
-        print(f'Quatrain "{start}..." has {longest:,} tokens: separate quatrains by blank lines.')
+        print(f'Quatrain "{start}..." has {longest:,} tokens: separate quatrains with blank lines.')
     elif settings.whole_quatrains and settings.max_length < np.median(lengths):
         fitting = math.ceil(np.quantile(lengths, 0.9))
         print(
@@ -577,8 +577,8 @@ def make_windows(corpus: Corpus, phrase_len: int, whole: bool) -> np.ndarray:
     breaks, view = [0] * phrase_len, np.lib.stride_tricks.sliding_window_view
     rows = [[*breaks, *map(token_ids.get, tokens), 0] for tokens in corpus.tokens]
     windows = np.concatenate([view(np.array(row, np.int32), phrase_len + 1) for row in rows])
-    # The same samples are held out in all experiments: the seed is fixed, and windows are shuffled
-    # before any are left out.
+    # The held-out samples depend neither on `settings.seed` nor, because windows are shuffled
+    # before any are left out, on `phrase_len`.
     windows = np.random.default_rng(0).permutation(windows)
     breaks_in_phrase = (windows[:, :-1] == 0).sum(1)
     return windows if whole else windows[breaks_in_phrase <= 1]
@@ -710,7 +710,7 @@ def learn_casing(quatrains: list) -> Casing:
 
 def split_lines(tokens: list) -> list:
     """Split tokens at line ends into lists of words. Attach to each word the last of the marks that
-    follow it; drop marks before the first word."""
+    follow it; drop marks before a line's first word."""
     lines = [[]]
     for token in tokens:
         if is_control(token):
@@ -765,7 +765,7 @@ def capitalize(text: str) -> str:
 
 class Quatrain(NamedTuple):
     """A generated quatrain: its tokens, formatted text, longest quote from the corpus (a list of
-    words), the number of the quoted quatrain, and SLOR score."""
+    words), the number of the first quatrain that has it, and SLOR score."""
 
     tokens: list
     text: str
@@ -934,7 +934,7 @@ def sample_words(probs: np.ndarray, temperature: float, top_p: float, rng: Any) 
         weights **= 1 / max(temperature, 1e-6)
     if top_p < 1:
         ranked = -np.sort(-weights, 1)
-        # A word belongs to the nucleus if the words before it do not reach top_p.
+        # A word belongs to the nucleus if the words before it do not exceed top_p.
         in_nucleus = ranked.cumsum(1) - ranked <= top_p * ranked.sum(1, keepdims=True)
         weights[weights < np.where(in_nucleus, ranked, np.inf).min(1, keepdims=True)] = 0
     # The sampled ID is the number of cumulative sums up to a random share of the total.
@@ -1154,12 +1154,12 @@ def log_embedding(folder: Path, model: keras.Model, vocabulary: list):
 
 
 # %% Fast dropout
-# A hack: without this section and the line that uses it, an epoch takes three times as long.
+# A hack. Without this section and the line that uses it, an epoch takes three times as long.
 
 
 @contextlib.contextmanager
 def fast_dropout():
-    """Replace tf.nn.experimental.stateless_dropout, which all dropout in Keras calls, in graphs
+    """Replace tf.nn.experimental.stateless_dropout, which Keras's Dropout and GRU call, in graphs
     traced within the `with` block. Under XLA, its random bits take most of a training step."""
     original = tf.nn.experimental.stateless_dropout
     tf.nn.experimental.stateless_dropout = hash_dropout
@@ -1170,8 +1170,8 @@ def fast_dropout():
 
 
 def hash_dropout(values: tf.Tensor, rate: float, seed: Any, noise_shape: Any) -> tf.Tensor:
-    """Set to 0 every element whose hash, of its index and the seed (two ints), is below `rate`, and
-    scale the others."""
+    """Set to 0 every element whose hash of its index and the seed (two ints), as a fraction, is
+    below `rate`, and scale the others."""
     seed = tf.cast(seed, tf.uint32)
     key = hash_bits(seed[0] ^ hash_bits(seed[1]))
     index = tf.cast(tf.range(tf.reduce_prod(noise_shape)), tf.uint32)
@@ -1227,7 +1227,7 @@ def compile_steps(model: keras.Model, samples: Samples, steps: int, use_xla: boo
 def start_epoch(model: keras.Model, rng: Any, samples: int, shape: tuple) -> tf.Tensor:
     """Reset the metrics, and seed the dropout layers: Keras does not save their state, and training
     must resume exactly. Return the indices of all samples in random order (int32, calls x steps x
-    batch size). The first ones are repeated to fill the last batches."""
+    batch size). The first ones are repeated to fill up."""
     model.reset_metrics()
     for variable in model.non_trainable_variables:
         if variable.name == "seed_generator_state":
@@ -1286,7 +1286,7 @@ def fit_runs(lm: QuatrainLM, training: Samples, validation: Samples):
                 raise UsageError("val_loss is not finite: lower learning_rate and train again")
         lm.completed_runs = run + 1
         if model.stop_training or lm.completed_runs == settings.runs:
-            # Weights become their moving averages, or EarlyStopping restores the best ones.
+            # Weights become moving averages (`use_ema`), or EarlyStopping restores the best ones.
             model.optimizer.finalize_variable_values(model.trainable_weights)
             callbacks.on_train_end(metrics)
         end_run(lm, run, writers)
@@ -1338,13 +1338,13 @@ def continue_training(lm: QuatrainLM):
             print(f"\n{checkpoint} has the model as of the last completed run.")
             print("To continue: --resume (resume = True). To generate: --generate 20.")
         else:
-            print("\nNothing was saved: the first run was not completed.")
+            print("\nNo checkpoint was saved: the first run was not completed.")
 
 
 def train(**overrides: Any) -> QuatrainLM:
     """Train with the settings at the top and overrides, such as `recipe="verse"`. In a notebook,
-    an interrupt ends training and still returns the model. Raise UsageError if a setting or a file
-    is unusable."""
+    an interrupt ends training and still returns the QuatrainLM. Raise UsageError if a setting or a
+    file is unusable."""
     settings = make_settings(**overrides)
     if not settings.resume:
         lm = start_experiment(settings)
@@ -1364,7 +1364,7 @@ def train(**overrides: Any) -> QuatrainLM:
 
 def generate_from_checkpoint(**overrides: Any) -> QuatrainLM:
     """Generate quatrains from the latest checkpoint, and print its path to standard error. Return
-    the model. Raise UsageError if a setting or a file is unusable."""
+    the QuatrainLM. Raise UsageError if a setting or a file is unusable."""
     settings = make_settings(**overrides)
     path = find_checkpoint(settings.log_dir)
     lm = load_checkpoint(path, overrides)

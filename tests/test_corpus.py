@@ -238,7 +238,7 @@ def test_the_start_says_what_a_corpus_has_and_if_every_line_is_a_quatrain(capsys
     counted = "Corpus: mine.txt has 2 quatrains, 12 tokens, 6 distinct tokens."
     for recipe in quatrains.RECIPES:
         assert describe(capsys, VERSE, VERSE, recipe=recipe) == [counted]
-    note = "Each quatrain is one line. If this is wrong, separate quatrains by blank lines."
+    note = "Each quatrain is one line. If this is wrong, separate quatrains with blank lines."
     assert describe(capsys, "One two", "three")[1:] == [note]
     assert describe(capsys, "One two", VERSE)[1:] == []
 
@@ -247,7 +247,7 @@ def test_the_start_names_a_very_long_quatrain_if_it_matters(capsys):
     prose = "Call me,\nanyone " + "and so on " * 400
     (note,) = describe(capsys, VERSE, prose)[1:]
     start = 'Quatrain "Call me, anyone and so on and so on and ..." has '
-    assert note.startswith(f"{start}{len(tokenize(prose)):,} tokens: separate quatrains by blank")
+    assert note.startswith(f"{start}{len(tokenize(prose)):,} tokens: separate quatrains with blank")
     # Among ten times as many tokens, it does little harm.
     assert describe(capsys, prose, *[VERSE] * 2000)[1:] == []
     assert describe(capsys, VERSE, "so on\n" * 400)[1:] == []

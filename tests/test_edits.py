@@ -275,4 +275,4 @@ def test_an_error_in_training_keeps_its_traceback():
     assert done.stderr.startswith("Traceback (most recent call last):\n")
     assert f'{module.__file__}", line' in done.stderr
     assert re.search(r"^tensorflow\..*InvalidArgumentError: .*XLA", done.stderr, re.MULTILINE)
-    assert done.stdout.endswith("\nNothing was saved: the first run was not completed.\n")
+    assert done.stdout.endswith("\nNo checkpoint was saved: the first run was not completed.\n")

@@ -108,7 +108,7 @@ def test_one_cell_is_run_edited_and_run_again_and_its_model_generates(session):
 
 def test_an_interrupted_training_returns_the_model(session):
     out, _ = session.run(cell(epochs_per_run=10_000, name="first run"), interrupt_at="Epoch 2/")
-    assert out.endswith("\nNothing was saved: the first run was not completed.\n")
+    assert out.endswith("\nNo checkpoint was saved: the first run was not completed.\n")
     assert session.run("lm.completed_runs, len(lm.generate(2))") == ("", "(0, 2)")
     (folder,) = session.folder.glob("logs/*-first run")
     assert not (folder / "checkpoint.keras").exists()
