@@ -13,7 +13,7 @@
     python quatrains.py --resume                 resume from the latest checkpoint
     python quatrains.py --generate 20            generate twenty quatrains from it
     python quatrains.py --help                   list all settings with their defaults
-    tensorboard --port 8080 --logdir=logs        watch the training
+    tensorboard --port 8080 --logdir=logs        watch training
 
 A port to TensorFlow and Keras 3 of Sean Owen's quatrains-rnn (2017). The sections of this file are
 notebook cells; each uses only what is above it. To change the model, edit `build_model`.
@@ -50,7 +50,7 @@ from typing import Any, NamedTuple
 
 @dataclass
 class Session:
-    """Settings of a session, which may change when training is resumed."""
+    """Settings that may change when training is resumed (`seed` only by an option)."""
 
     # Use /gpu:0 instead of /cpu:0.
     use_gpu: bool = False
@@ -62,7 +62,7 @@ class Session:
     log_dir: str = "logs"
     # Random seed. Makes training reproducible on the same machine; None picks one at random.
     seed: int | None = None
-    # Number of runs. A run trains for some epochs, then generates quatrains. Stop at any time.
+    # Total number of runs. A run trains for some epochs, then generates quatrains.
     runs: int = 1000
     # Resume training from the latest checkpoint in `log_dir`.
     resume: bool = False
@@ -77,8 +77,8 @@ class Session:
     # Sampling temperature. Below 1 gives safer text, above 1 wilder text. 0 always takes the most
     # likely word.
     temperature: float = 1.0
-    # Nucleus sampling: sample only from the most likely words, whose probabilities add up to this.
-    # 1 turns it off.
+    # Nucleus sampling: sample only from the fewest likeliest words whose probabilities add up to
+    # this. 1 turns it off.
     top_p: float = 1.0
     # Words that every quatrain starts with.
     prompt: str = ""
@@ -148,7 +148,7 @@ RECIPES = {
         whole_quatrains=True,
         class_weights=False,
         max_length=64,
-        temperature=0.88,
+        temperature=0.9,
         best_of=40,
     ),
 }
@@ -224,7 +224,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def read_command_line(arguments: list) -> dict:
-    """Return the settings given as `--gru-dim 256`. Raise UsageError if one is unknown."""
+    """Return the settings given as `--gru-dim 256`. Raise UsageError if one is invalid."""
     parser = Parser(
         usage="quatrains.py [--gru-dim 256] [--no-use-xla] ...",
         argument_default=argparse.SUPPRESS,
@@ -352,8 +352,8 @@ WORD_CHAR = rf"[^\s#{PUNCTUATION}{CJK}]"
 TOKEN = re.compile(rf"[{PUNCTUATION}{CJK}]|(?<!{WORD_CHAR}){WORD_CHAR}*?(?=\w){WORD_CHAR}+")
 COMMENT = re.compile(r"(?m)^#+(?: .*)?$\n?")
 # A heading ("IV", "Sonnet IV.") is a stanza of its own, and restarts the numbering. A line that is
-# only a numeral is a heading even inside a stanza, which it splits. A single letter without a dot,
-# such as "I", is not, because it may be a word.
+# only a numeral is a heading even inside a stanza, which it splits. There, a single letter
+# without a dot is not, because "I" may be a word.
 HEADING = r"(?:\w+ )?([IVXLCDM]+|\d+)\.?"
 LONE_NUMERAL = r"([IVXLCDM]{2,}|[IVXLCDM](?=\.)|\d+)\.?"
 
@@ -369,7 +369,7 @@ class Corpus(NamedTuple):
 
 
 def read_corpus(path: str) -> list:
-    """Read (number, text) pairs from a UTF-8 file. Raise UsageError if unreadable or empty."""
+    """Read (number, text) pairs from a UTF-8 file. Raise UsageError if it is unusable."""
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
@@ -405,8 +405,8 @@ def strip_markup(text: str) -> str:
 
 def normalize(text: str) -> str:
     """Replace with spaces all dashes, ellipses, quotes, and other punctuation and symbols that are
-    not tokens. Remove invisible characters, spell all apostrophes alike, and all hyphens, strip
-    lines, and normalize to NFC."""
+    not tokens. Remove most invisible characters, unify apostrophes and hyphens, join "U.S.S.R.",
+    strip lines, and normalize to NFC."""
     # These are handled below, or kept.
     skipped = f"{PUNCTUATION}{JOINERS}#'-\u2018\u2019\u2010\u2011\n"
     for char in {*text} - {*skipped}:
@@ -455,7 +455,7 @@ def tokenize(text: str, line_ends: bool = False) -> list:
 
 
 def lower(word: str) -> str:
-    """Return a word in lower case. Python turns the Turkish capital into two characters."""
+    """Return a word in lower case. Python turns "\u0130" into two characters."""
     return word.replace("\u0130", "i").lower()
 
 
@@ -477,7 +477,7 @@ def only_words(tokens: list) -> list:
 
 def index_corpus(quatrains: list, line_ends: bool = False) -> Corpus:
     """Assign token IDs by descending frequency, from 1. ID 0 is the boundary token; its count is 1,
-    as published, so that its samples have weight 1."""
+    as published, so as a target it has weight 1."""
     tokens = [tokenize(text, line_ends) for _, text in quatrains]
     ranked = Counter(token for row in tokens for token in row).most_common()
     vocabulary, counts = zip((BREAK, 1), *ranked, strict=True)
@@ -570,15 +570,15 @@ class Samples(NamedTuple):
 
 def make_windows(corpus: Corpus, phrase_len: int, whole: bool) -> np.ndarray:
     """Cut each quatrain into windows of a phrase and the next token (int32, samples x phrase_len +
-    1), and shuffle them. A quatrain of n tokens, after a full phrase of breaks and before one
-    break, gives n + 1 windows. Unless `whole`, leave out those with several breaks in the phrase,
-    after which n + 2 - phrase_len remain."""
+    1), and shuffle them. A quatrain of n tokens, padded with a phrase of breaks and one break at
+    the end, gives n + 1 windows. Unless `whole`, those with several breaks in the phrase are left
+    out: n + 2 - phrase_len remain."""
     token_ids = {token: token_id for token_id, token in enumerate(corpus.vocabulary)}
     breaks, view = [0] * phrase_len, np.lib.stride_tricks.sliding_window_view
     rows = [[*breaks, *map(token_ids.get, tokens), 0] for tokens in corpus.tokens]
     windows = np.concatenate([view(np.array(row, np.int32), phrase_len + 1) for row in rows])
-    # The held-out samples depend neither on `settings.seed` nor, because windows are shuffled
-    # before any are left out, on `phrase_len`.
+    # The held-out samples do not depend on `settings.seed` and, because windows are shuffled before
+    # any are left out, hardly on `phrase_len`.
     windows = np.random.default_rng(0).permutation(windows)
     breaks_in_phrase = (windows[:, :-1] == 0).sum(1)
     return windows if whole else windows[breaks_in_phrase <= 1]
@@ -673,7 +673,7 @@ def check_model(model: keras.Model, vocab_size: int, phrase_len: int):
 # Lines, capitals and punctuation.
 
 # A word may get a capital at the start of a quatrain, at the start of a line, and after a mark that
-# ends a sentence. This is what precedes it there.
+# ends a sentence. STARTS are what precedes it.
 STARTS = ["", "\n", *SENTENCE_ENDS]
 
 
@@ -765,7 +765,7 @@ def capitalize(text: str) -> str:
 
 class Quatrain(NamedTuple):
     """A generated quatrain: its tokens, formatted text, longest quote from the corpus (a list of
-    words), the number of the first quatrain that has it, and SLOR score."""
+    words), the number of the first quatrain with that quote, and SLOR."""
 
     tokens: list
     text: str
@@ -840,7 +840,7 @@ class QuatrainLM:
         # What ends each line. Without line ends, a whole quatrain is sampled as one line.
         lines = self.line_count if settings.whole_quatrains else 1
         ends = [*map(line_end, range(1, lines)), BREAK]
-        # At most about 1,000 candidates at once, to limit memory.
+        # About 1,000 candidates at once, or `best_of` if that is more, to limit memory.
         batch, quatrains = max(1, 1000 // settings.best_of), []
         while len(quatrains) < count:
             drafts = [Draft(prompt, [])] * min(batch, count - len(quatrains))
@@ -856,8 +856,8 @@ class QuatrainLM:
         best_of, end_id = settings.best_of, self.corpus.vocabulary.index(end)
         within_line = self.is_text.copy()
         within_line[end_id] = True
-        # Breaks pad phrases that are too short. Recipe "2017" is not trained on such phrases, but
-        # starts with one all the same, as published.
+        # Breaks pad phrases that are too short. Recipe "2017" is not trained on phrases of several
+        # breaks, but starts with them, as published.
         breaks = [0] * settings.phrase_len
         candidates = [Draft([*ids], [*ratios]) for ids, ratios in drafts for _ in range(best_of)]
         active = candidates  # They grow in place.
@@ -934,7 +934,7 @@ def sample_words(probs: np.ndarray, temperature: float, top_p: float, rng: Any) 
         weights **= 1 / max(temperature, 1e-6)
     if top_p < 1:
         ranked = -np.sort(-weights, 1)
-        # A word belongs to the nucleus if the words before it do not exceed top_p.
+        # A word belongs to the nucleus if those before it add up to at most top_p.
         in_nucleus = ranked.cumsum(1) - ranked <= top_p * ranked.sum(1, keepdims=True)
         weights[weights < np.where(in_nucleus, ranked, np.inf).min(1, keepdims=True)] = 0
     # The sampled ID is the number of cumulative sums up to a random share of the total.
@@ -1170,8 +1170,8 @@ def fast_dropout():
 
 
 def hash_dropout(values: tf.Tensor, rate: float, seed: Any, noise_shape: Any) -> tf.Tensor:
-    """Set to 0 every element whose hash of its index and the seed (two ints), as a fraction, is
-    below `rate`, and scale the others."""
+    """Set to 0 the elements for which hash(index, seed) / 2**32 is below `rate`, and scale the
+    others. The seed is two ints."""
     seed = tf.cast(seed, tf.uint32)
     key = hash_bits(seed[0] ^ hash_bits(seed[1]))
     index = tf.cast(tf.range(tf.reduce_prod(noise_shape)), tf.uint32)
@@ -1252,8 +1252,8 @@ def list_callbacks(lm: QuatrainLM, batches: int) -> keras.callbacks.CallbackList
 
 def fit_runs(lm: QuatrainLM, training: Samples, validation: Samples):
     """Train the remaining runs, and end each with a checkpoint and quatrains. This spells out
-    Keras's `fit`, with its training step, metrics and callbacks. Validation has no weights, as
-    published. Raise UsageError if its loss is not finite."""
+    Keras's `fit`, but batch callbacks run once per call. Validation has no weights, as published.
+    Raise UsageError if its loss is not finite."""
     settings, model, count = lm.settings, lm.model, len(training.targets)
     calls, steps, batch_size = plan_epoch(count, settings.batch_size)
     train_steps = compile_steps(model, training, steps, settings.use_xla)
