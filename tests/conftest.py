@@ -14,6 +14,8 @@ ROOT = Path(__file__).resolve().parent.parent
 # Also where a test imports TensorFlow before the script does.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 sys.path.insert(0, str(ROOT))
+# A shell may start background jobs with SIGINT ignored, which new processes would inherit.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 WORDS = (
     "king eagle moon river tower blood plague lion fire bridge gold north city sword ship temple "
@@ -91,8 +93,6 @@ def start_script(folder, **settings):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # A shell may start background jobs with SIGINT ignored, which new processes inherit.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
 
 
