@@ -318,7 +318,7 @@ def test_pictures_are_taken_of_every_tab(request):
     log_dir = Path(logs) if logs else request.getfixturevalue("experiments")[0].folder.parent
     path = min(log_dir.glob("*/words.tsv"))
     name, words = path.parent.name, path.read_text(encoding="utf-8").splitlines()
-    expected = {"graphs": "embedding", "projector": f"Points: {len(words)} "}
+    expected = {"graphs": "Embedding", "projector": f"Points: {len(words)} "}
     query = f"?tagFilter={CURVES.replace('loss', 'cross_entropy')}"  # For Time Series.
     tabs = "timeseries scalars graphs histograms distributions text projector hparams"
     with watch(log_dir) as page:
