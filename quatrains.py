@@ -845,7 +845,8 @@ class QuatrainLM:
         while len(quatrains) < count:
             drafts = [Draft(prompt, [])] * min(batch, count - len(quatrains))
             for end in ends:
-                groups = self.sample_lines(drafts, end, settings, rng)
+                with tf.device(self.device):
+                    groups = self.sample_lines(drafts, end, settings, rng)
                 drafts = [self.choose_line(group, settings.max_quote_len) for group in groups]
             quatrains += [self.make_quatrain(draft, settings) for draft in drafts]
         return quatrains
@@ -863,8 +864,7 @@ class QuatrainLM:
         active = candidates  # They grow in place.
         while active := [draft for draft in active if len(draft.token_ids) < settings.max_length]:
             phrases = np.array([(breaks + ids)[-len(breaks) :] for ids, _ in active], np.int32)
-            with tf.device(self.device):
-                probs = self.predict(self.model, phrases).numpy()
+            probs = self.predict(self.model, phrases).numpy()
             # A line must start with a word. All active drafts are at the start of a line, or none
             # is, so the first one tells.
             probs *= within_line if self.is_text[phrases[0, -1]] else self.is_word
