@@ -223,6 +223,13 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(f"{message} (write options like --gru-dim 256; --help lists them)")
 
 
+def read_comments() -> dict:
+    """Return the comment above each setting in this file, by the setting's name."""
+    source = inspect.getsource(Session) + inspect.getsource(Settings)
+    found = re.findall(r"((?:    #.*\n)+)    (\w+):", source)
+    return {name: comment.replace("#", "") for comment, name in found}
+
+
 def read_command_line(arguments: list) -> dict:
     """Return the settings given as `--gru-dim 256`. Raise UsageError if one is invalid."""
     parser = Parser(
@@ -240,13 +247,6 @@ def read_command_line(arguments: list) -> dict:
         option = f"--{field.name.replace('_', '-')}"
         parser.add_argument(option, help=text.replace("%", "%%"), **kwargs)
     return vars(parser.parse_args(arguments))
-
-
-def read_comments() -> dict:
-    """Return the comment above each setting in this file, by the setting's name."""
-    source = inspect.getsource(Session) + inspect.getsource(Settings)
-    found = re.findall(r"((?:    #.*\n)+)    (\w+):", source)
-    return {name: comment.replace("#", "") for comment, name in found}
 
 
 @contextlib.contextmanager
@@ -1208,14 +1208,17 @@ def compile_steps(model: keras.Model, samples: Samples, steps: int, use_xla: boo
     (int32, steps x batch size). Keras's `fit` compiles each step as an XLA call of its own."""
     arrays = [tf.constant(array) for array in samples]
 
-    def train_step(step, indices):
-        model.train_step(tuple(tf.gather(array, indices[step]) for array in arrays))
-        return step + 1, indices
-
     def train_steps(indices):
+        """Train on the batches of one call."""
+
+        def train_step(step):
+            """Train on one batch. Return the number of the next."""
+            model.train_step(tuple(tf.gather(array, indices[step]) for array in arrays))
+            return [step + 1]
+
         with fast_dropout():
             # A Python loop would be unrolled into `steps` copies.
-            tf.while_loop(lambda step, _: step < steps, train_step, (0, indices))
+            tf.while_loop(lambda step: step < steps, train_step, [0])
 
     if model.run_eagerly:
         return train_steps
