@@ -15,7 +15,7 @@
     python quatrains.py --help                   list all settings with their defaults
     tensorboard --port 8080 --logdir=logs        watch training
 
-A port to TensorFlow and Keras 3 of Sean Owen's quatrains-rnn (2017). The sections of this file are
+A port of Sean Owen's quatrains-rnn (2017) to TensorFlow and Keras 3. The sections of this file are
 notebook cells; each uses only what is above it. To change the model, edit `build_model`.
 """
 
@@ -50,12 +50,12 @@ from typing import Any, NamedTuple
 
 @dataclass
 class Session:
-    """Settings that may change when training is resumed (`seed` only by an option)."""
+    """Settings that may change when training is resumed (`seed` only by an override)."""
 
     # Use /gpu:0 instead of /cpu:0.
     use_gpu: bool = False
-    # Name of the experiment. Its folder in `log_dir` is called <start time>-<name>. If empty, the
-    # recipe's name is used.
+    # Name of the experiment, or "" for the name of the recipe. The experiment's folder in `log_dir`
+    # is called <start time>-<name>.
     name: str = ""
     # TensorBoard's log directory. Every experiment has a subfolder with its logs and checkpoint.
     # To resume or generate from a specific experiment, set this to its subfolder or checkpoint.
@@ -77,8 +77,8 @@ class Session:
     # Sampling temperature. Below 1 gives safer text, above 1 wilder text. 0 always takes the most
     # likely word.
     temperature: float = 1.0
-    # Nucleus sampling: sample only from the fewest likeliest words whose probabilities add up to
-    # this. 1 turns it off.
+    # Nucleus sampling: sample only from the smallest set of likeliest words whose probabilities
+    # add up to this. 1 turns it off.
     top_p: float = 1.0
     # Words that every quatrain starts with.
     prompt: str = ""
@@ -115,7 +115,7 @@ class Settings(Session):
     # Context length: tokens the model sees to predict the next one.
     phrase_len: int = 4
     # Also learn how quatrains begin and where their lines end. If False (as published), train only
-    # on phrases with at most one break, and guess line breaks when formatting.
+    # on phrases with at most one boundary token, and guess line breaks when formatting.
     whole_quatrains: bool = False
     # Weight each sample by the square root of its target's count in the corpus, as published.
     class_weights: bool = True
@@ -177,7 +177,7 @@ def check_value(name: str, type_: Any, value: Any) -> Any:
         value = float(value)
     # True and False are also integers.
     valid = isinstance(value, type_) and isinstance(value, bool) is (type_ is bool)
-    expected = getattr(type_, "__name__", f"{type_}")  # `int | None` has no name.
+    expected = getattr(type_, "__name__", "None or int")  # `int | None` has no name.
     if type_ not in (bool, str):
         low, high = RANGES.get(name, (0 if type_ is float else 1, 10**9))
         valid = valid and (value is None or low <= value <= high)
@@ -302,7 +302,7 @@ def silent_stderr():
 
 
 os.environ |= {"KERAS_BACKEND": "tensorflow", "TF_USE_LEGACY_KERAS": "0"}
-os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")  # Else all GPU memory is taken.
+os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")  # Otherwise, all GPU memory is taken.
 # Even at its quietest log level, TensorFlow writes some lines while it is imported. Set another
 # level to see them, for example if it aborts.
 silent = os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3") == "3"
@@ -387,7 +387,7 @@ def read_corpus(path: str) -> list:
 
 def strip_markup(text: str) -> str:
     """Leave out what is not verse: licenses, tags, labels in brackets, and line numbers."""
-    # A file may have several books of Project Gutenberg, each between two such lines.
+    # A file may have several books of Project Gutenberg, each between a START and an END line.
     edge = r"\*\*\* ?(?:START|END) OF [^*]*GUTENBERG[^*]*\*\*\*"
     books = re.findall(rf"(?s)START OF [^*]*GUTENBERG[^*]*\*\*\*(.*?)(?={edge}|\Z)", text)
     text = "\n\n".join(books) or text
@@ -396,7 +396,8 @@ def strip_markup(text: str) -> str:
     text = re.sub(r"(?<!<)</?[a-zA-Z][a-zA-Z\d]*(\s[^<>=]*=[^<>]*|\s*/)?>|<![^<>]*>", " ", text)
     text = html.unescape(text)
     bracket = r"\[[^][\n]*\][ \t]*"
-    # "[Chorus]" and its line break, so that no blank line is left, or "[00:12.50]" before words.
+    # Remove "[Chorus]" with its line break, so that no blank line is left, and "[00:12.50]" before
+    # words.
     text = re.sub(rf"(?m)^[ \t]*({bracket})+\n?", "", text)
     text = re.sub(rf"(?m){bracket}$", "", text)
     # A number in the margin follows a tab or three spaces.
@@ -426,7 +427,7 @@ def split_quatrains(text: str) -> list:
     """Split a normalized text into (number, stanza) pairs, at blank lines or, without any, by
     line."""
     text = re.sub(rf"(?m)^({LONE_NUMERAL})$", r"\n\n\1\n\n", text)
-    # Numerals have made blank lines, too.
+    # Lone numerals now have blank lines around them, too.
     gap = "\n\n" if "\n\n" in COMMENT.sub("", text).strip() else "\n"
     # "# Book II" is a heading too.
     text = re.sub(rf"(?m)^# {HEADING}$", rf"{gap}\1.{gap}", text)
@@ -503,8 +504,8 @@ def describe_corpus(corpus: Corpus, settings: Settings):
     elif settings.whole_quatrains and settings.max_length < np.median(lengths):
         fitting = math.ceil(np.quantile(lengths, 0.9))
         print(
-            f"Most quatrains are longer than max_length = {settings.max_length}: for whole ones, "
-            f"set max_length = {fitting}, which fits 90% of them."
+            f"Most quatrains are longer than max_length = {settings.max_length}: to "
+            f"generate whole quatrains, set max_length = {fitting}, which fits 90% of them."
         )
 
 
@@ -534,8 +535,8 @@ def make_embeddings(corpus: Corpus, settings: Settings) -> np.ndarray:
 
 
 def read_vectors(path: Path, dim: int, words: set) -> dict:
-    """Read the vectors (float32, dim) of words from a file with lines of a word and its numbers.
-    Skip all other lines, such as a header. Raise UsageError if none is left."""
+    """Read the vectors (float32, dim) of words from a file in which a line is a word and its
+    numbers. Skip other lines, such as a header. Raise UsageError if no vector is found."""
     vectors = {}
     try:
         with path.open(encoding="utf-8-sig", errors="replace") as lines:
@@ -592,8 +593,8 @@ def make_samples(corpus: Corpus, settings: Settings) -> tuple[Samples, Samples]:
         longest = max(map(len, corpus.tokens))
         raise UsageError(
             f"corpus {settings.corpus}, whose longest quatrain has {longest} tokens, gives "
-            f"{len(windows)} samples, but needs 20: lower phrase_len = {settings.phrase_len}, or "
-            "set corpus to a longer text"
+            f"{len(windows)} samples with phrase_len = {settings.phrase_len}, but needs 20: set "
+            f"corpus to a longer text{'' if settings.whole_quatrains else ', or lower phrase_len'}"
         )
     targets = windows[:, -1:]
     weights = corpus.counts[targets[:, 0]] ** (0.5 if settings.class_weights else 0)
@@ -673,7 +674,7 @@ def check_model(model: keras.Model, vocab_size: int, phrase_len: int):
 # Lines, capitals and punctuation.
 
 # A word may get a capital at the start of a quatrain, at the start of a line, and after a mark that
-# ends a sentence. STARTS are what precedes it.
+# ends a sentence. STARTS lists what may precede it.
 STARTS = ["", "\n", *SENTENCE_ENDS]
 
 
@@ -937,7 +938,8 @@ def sample_words(probs: np.ndarray, temperature: float, top_p: float, rng: Any) 
         # A word belongs to the nucleus if those before it add up to at most top_p.
         in_nucleus = ranked.cumsum(1) - ranked <= top_p * ranked.sum(1, keepdims=True)
         weights[weights < np.where(in_nucleus, ranked, np.inf).min(1, keepdims=True)] = 0
-    # The sampled ID is the number of cumulative sums up to a random share of the total.
+    # The sampled ID is the number of cumulative sums that do not exceed a random share of the
+    # total.
     sums = weights.cumsum(1)
     return (sums <= rng.random((len(sums), 1), np.float32) * sums[:, -1:]).sum(1)
 
@@ -956,8 +958,8 @@ def longest_quote(tokens: list, corpus_text: str) -> list:
 def report_quotes(quatrains: list) -> str:
     """Describe the longest quote of several quatrains."""
     longest = max(quatrains, key=lambda quatrain: len(quatrain.quote))
-    words = " ".join(longest.quote)
-    return f'Longest quote: {len(longest.quote)} words, "{words}" ({longest.source}).'
+    count, text = len(longest.quote), " ".join(longest.quote)
+    return f'Longest quote: {count} word{"s"[: count - 1]}, "{text}" ({longest.source}).'
 
 
 # %% Checkpoint
@@ -993,7 +995,7 @@ def save_checkpoint(lm: QuatrainLM):
 def find_checkpoint(log_dir: str) -> Path:
     """Return a checkpoint's path: `log_dir` if it is a file, or else the latest one in it and its
     subfolders. Raise UsageError if there is none."""
-    if Path(log_dir).is_file():
+    if os.path.isfile(log_dir):  # Path.is_file raises an error if the name is too long.
         return Path(log_dir)
     # Path.rglob does not follow links to folders.
     folder = glob.escape(str(Path(log_dir)))  # "." if it is empty.
@@ -1091,8 +1093,8 @@ def log_experiment(writer: tf.summary.SummaryWriter, lm: QuatrainLM):
 
 
 def open_logs(lm: QuatrainLM) -> dict:
-    """Open one event file for each curve of a plot, and one for the rest. They stay open, because
-    TensorBoard reads event files that were created in the same second in the wrong order."""
+    """Open an event file for training, one for validation, and one for the rest. They stay open,
+    because TensorBoard reads files that were created in the same second in the wrong order."""
     writers = {
         part: tf.summary.create_file_writer(str(lm.folder / part), max_queue=0)  # Writes at once.
         for part in ("", "train", "validation")
@@ -1212,7 +1214,7 @@ def compile_steps(model: keras.Model, samples: Samples, steps: int, use_xla: boo
         """Train on the batches of one call."""
 
         def train_step(step):
-            """Train on one batch. Return the number of the next."""
+            """Train on one batch. Return the next batch's number."""
             model.train_step(tuple(tf.gather(array, indices[step]) for array in arrays))
             return [step + 1]
 
@@ -1339,7 +1341,8 @@ def continue_training(lm: QuatrainLM):
         checkpoint = lm.folder / CHECKPOINT
         if checkpoint.exists():
             print(f"\n{checkpoint} has the model as of the last completed run.")
-            print("To continue: --resume (resume = True). To generate: --generate 20.")
+            print("To continue: --resume (resume = True), with more runs if all are completed.")
+            print("To generate: --generate 20.")
         else:
             print("\nNo checkpoint was saved: the first run was not completed.")
 

@@ -160,6 +160,7 @@ REFUSED = [
     ({"runs": 2}, "{} has already completed 2 runs: increase runs"),
     ({"prompt": "the pope"}, "prompt has 'the', which is not in the corpus"),
     ({"log_dir": "none"}, "none has no checkpoint: train first"),
+    ({"log_dir": "long" * 99}, f"{'long' * 99} has no checkpoint: train first"),
 ]
 
 

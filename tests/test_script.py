@@ -18,7 +18,8 @@ EPOCH = r"Epoch (\d)/4\n.*/step - acc: N - loss: N - val_acc: N - val_loss: N\n"
 EPOCH = EPOCH.replace("N", r"\d[\d.e+-]*")
 SAVED = (
     r"(logs.\d{6}-\d{6}-2017.checkpoint\.keras) has the model as of the last completed run\.\n"
-    r"To continue: --resume \(resume = True\)\. To generate: --generate 20\.\n"
+    r"To continue: --resume \(resume = True\), with more runs if all are completed\.\n"
+    r"To generate: --generate 20\.\n"
 )
 
 
@@ -34,7 +35,7 @@ def test_an_experiment_prints_settings_epochs_quatrains_and_its_checkpoint(first
     windows = int(tokens.replace(",", "")) - 2 * 60
     samples = int(0.95 * windows)
     sizes = f"Train on {samples} samples, validate on {windows - samples} samples"
-    quote = re.compile(r'\n\nLongest quote: \d words, "[a-z ]+" \(\d+\)\.')
+    quote = re.compile(r'\n\nLongest quote: (?:1 word|[2-9] words), "[a-z ]+" \(\d+\)\.')
     assert len(quote.findall(out)) == 2
     runs = re.split(rf"\nRun \d\n{sizes}\n", quote.sub("", out))[1:]
     assert re.findall(EPOCH, "".join(runs)) == ["1", "2", "3", "4"]
@@ -69,8 +70,8 @@ REFUSED = [
     ({"corpus": "."}, f"Is a directory: '.'): {CORPUS}"),
     (
         {"corpus": "short.txt", "phrase_len": 6},
-        "corpus short.txt, whose longest quatrain has 3 tokens, gives 0 samples, but needs 20: "
-        "lower phrase_len = 6, or set corpus to a longer text",
+        "corpus short.txt, whose longest quatrain has 3 tokens, gives 0 samples with "
+        "phrase_len = 6, but needs 20: set corpus to a longer text, or lower phrase_len",
     ),
     ({"prompt": "king Mars river", "max_length": 3}, "prompt has 3 tokens: shorten it, or "),
     ({"glove": "vectors.txt"}, "No such file or directory: 'vectors.txt'): set glove = \"none\""),
