@@ -50,7 +50,8 @@ from typing import Any, NamedTuple
 
 @dataclass
 class Session:
-    """Settings that may change when training is resumed (`seed` only by an override)."""
+    """Settings that may change when training is resumed (`seed` only on the command line or in
+    `train(...)`)."""
 
     # Use /gpu:0 instead of /cpu:0.
     use_gpu: bool = False
@@ -82,7 +83,7 @@ class Session:
     top_p: float = 1.0
     # Words that every quatrain starts with.
     prompt: str = ""
-    # Candidates sampled for each line (with recipe 2017, for each quatrain); the best one is kept.
+    # Candidates sampled for each line (recipe 2017: for each quatrain); the best one is kept.
     best_of: int = 1
     # Longest passage that a quatrain may quote from the corpus, in words. A candidate that exceeds
     # it is kept only if all candidates do, so this has no effect if `best_of` is 1.
@@ -91,7 +92,8 @@ class Session:
 
 @dataclass
 class Settings(Session):
-    """All settings. Those in this class define an experiment: its checkpoint fixes them."""
+    """All settings: those of Session, and those that define an experiment, which its checkpoint
+    fixes."""
 
     # Set of overrides from RECIPES: "2017" (as published) or "verse" (whole quatrains). The command
     # line overrides the recipe, and the recipe overrides the values in these classes.
@@ -106,7 +108,7 @@ class Settings(Session):
     embedding_dim: int = 300
     # GRU units. More units learn faster, but memorize the corpus sooner.
     gru_dim: int = 128
-    # Dropout rate of the GRU's inputs and recurrent state. Slows down memorizing the corpus.
+    # Dropout rate of the GRU's inputs and recurrent state. Slows down memorization of the corpus.
     dropout: float = 0.5
     # L2 penalty on the GRU's weights, included in the losses. Higher values make the output tamer.
     regularization: float = 0.02
@@ -163,7 +165,7 @@ RANGES = {
 
 
 class UsageError(Exception):
-    """An error the user can fix. The message names the setting or file and says what to do."""
+    """An error the user can fix. The message says what is wrong and what to do."""
 
     def _render_traceback_(self):  # IPython shows this instead of a traceback.
         return [f"quatrains: {self}"]
@@ -280,7 +282,7 @@ def require_packages():
 if __name__ == "__main__":
     with one_line_errors():
         if not INTERACTIVE:
-            if hasattr(sys.stdout, "reconfigure"):  # Not if it was redirected in Python.
+            if hasattr(sys.stdout, "reconfigure"):  # Missing if it was redirected in Python.
                 # Files get UTF-8; "?" replaces characters that a terminal lacks.
                 encoding = None if sys.stdout.isatty() else "utf-8"
                 sys.stdout.reconfigure(encoding=encoding, errors="replace", line_buffering=True)
@@ -392,7 +394,7 @@ def strip_markup(text: str) -> str:
     books = re.findall(rf"(?s)START OF [^*]*GUTENBERG[^*]*\*\*\*(.*?)(?={edge}|\Z)", text)
     text = "\n\n".join(books) or text
     text = text.replace("<|endoftext|>", "\n\n")  # Separates poems in texts made for GPT-2.
-    # A tag has no attributes, or one with "=". It may separate words. <<Quotes>> and "<3" stay.
+    # A tag has no attributes, or some with "=". It may separate words. <<Quotes>> and "<3" stay.
     text = re.sub(r"(?<!<)</?[a-zA-Z][a-zA-Z\d]*(\s[^<>=]*=[^<>]*|\s*/)?>|<![^<>]*>", " ", text)
     text = html.unescape(text)
     bracket = r"\[[^][\n]*\][ \t]*"
@@ -571,8 +573,8 @@ class Samples(NamedTuple):
 
 def make_windows(corpus: Corpus, phrase_len: int, whole: bool) -> np.ndarray:
     """Cut each quatrain into windows of a phrase and the next token (int32, samples x phrase_len +
-    1), and shuffle them. A quatrain of n tokens, padded with a phrase of breaks and one break at
-    the end, gives n + 1 windows. Unless `whole`, those with several breaks in the phrase are left
+    1), and shuffle them. A quatrain of n tokens, with a phrase of breaks before it and one break
+    after it, gives n + 1 windows. Unless `whole`, those with several breaks in the phrase are left
     out: n + 2 - phrase_len remain."""
     token_ids = {token: token_id for token_id, token in enumerate(corpus.vocabulary)}
     breaks, view = [0] * phrase_len, np.lib.stride_tricks.sliding_window_view
@@ -589,7 +591,7 @@ def make_samples(corpus: Corpus, settings: Settings) -> tuple[Samples, Samples]:
     """Return 95% of the samples for training, and 5% for validation. The weight is the square root
     of the target's count, or 1. Raise UsageError if there are fewer than 20 samples."""
     windows = make_windows(corpus, settings.phrase_len, settings.whole_quatrains)
-    if len(windows) < 20:  # 5% of fewer samples are less than one.
+    if len(windows) < 20:  # 5% of fewer samples is less than one.
         longest = max(map(len, corpus.tokens))
         raise UsageError(
             f"corpus {settings.corpus}, whose longest quatrain has {longest} tokens, gives "
@@ -610,12 +612,12 @@ def make_samples(corpus: Corpus, settings: Settings) -> tuple[Samples, Samples]:
 
 def build_model(embeddings: np.ndarray, settings: Settings) -> keras.Model:
     """Build and compile Embedding -> GRU -> Dense softmax, plus what the recipe adds. `embeddings`
-    (vocabulary x dim) are the initial word vectors. Any Keras model works that maps phrases (int32,
-    batch x phrase_len) to next-word probabilities (float, batch x vocabulary). Its loss and metrics
-    get token IDs as targets (int32, batch x 1)."""
+    (vocabulary x dim) are the initial word vectors. Any Keras model that maps phrases (int32,
+    batch x phrase_len) to next-word probabilities (float, batch x vocabulary) works. Its loss and
+    metrics get token IDs as targets (int32, batch x 1)."""
     vocab_size, dim = embeddings.shape
     penalty = keras.regularizers.L2(settings.regularization)
-    # The layers have names, because Keras would number those of a second model.
+    # The layers have names, because Keras would number the default names of a second model.
     model = keras.Sequential(name="quatrains")
     model.add(keras.Input((settings.phrase_len,), dtype="int32", name="words"))
     model.add(keras.layers.Embedding(vocab_size, dim, weights=embeddings, name="Embedding"))
@@ -858,8 +860,8 @@ class QuatrainLM:
         best_of, end_id = settings.best_of, self.corpus.vocabulary.index(end)
         within_line = self.is_text.copy()
         within_line[end_id] = True
-        # Breaks pad phrases that are too short. Recipe "2017" is not trained on phrases of several
-        # breaks, but starts with them, as published.
+        # Breaks pad phrases that are too short. The recipe "2017" is not trained on phrases of
+        # several breaks, but starts with them, as published.
         breaks = [0] * settings.phrase_len
         candidates = [Draft([*ids], [*ratios]) for ids, ratios in drafts for _ in range(best_of)]
         active = candidates  # They grow in place.
@@ -1008,9 +1010,9 @@ def find_checkpoint(log_dir: str) -> Path:
 
 
 def load_checkpoint(path: Path, overrides: dict) -> QuatrainLM:
-    """Load a checkpoint. Its settings come from, highest first: the overrides; the checkpoint (the
-    seed and all settings outside Session); its recipe; the defaults in this file. Raise UsageError
-    if it is unreadable, or if an override contradicts it."""
+    """Load a checkpoint. Its settings come from these, in order of precedence: the overrides; the
+    checkpoint (the seed and all settings outside Session); its recipe; the defaults in this file.
+    Raise UsageError if it is unreadable, or if an override contradicts it."""
     try:
         with zipfile.ZipFile(path) as archive:
             state = json.loads(archive.read("quatrains.json"))
@@ -1023,7 +1025,7 @@ def load_checkpoint(path: Path, overrides: dict) -> QuatrainLM:
             # Keras only warns if the optimizer's state does not fit.
             warnings.filterwarnings("error", "Skipping variable loading")
             model = keras.models.load_model(path, globals())
-    except UsageError:  # Of `override` or `prepare_device`.
+    except UsageError:  # From `override` or `prepare_device`.
         raise
     except Exception as error:  # Damaged files raise many kinds of errors.
         reason = str(error).partition("\n")[0]
@@ -1060,7 +1062,7 @@ def make_folder(settings: Settings) -> Path:
 
 @contextlib.contextmanager
 def locked(folder: Path):
-    """Lock an experiment's folder. Raise UsageError if another process trains in it."""
+    """Lock an experiment's folder. Raise UsageError if another process is training in it."""
     with (folder / "lock").open("w") as file:
         try:
             import fcntl  # The system releases its locks when a process ends.
@@ -1094,7 +1096,7 @@ def log_experiment(writer: tf.summary.SummaryWriter, lm: QuatrainLM):
 
 def open_logs(lm: QuatrainLM) -> dict:
     """Open an event file for training, one for validation, and one for the rest. They stay open,
-    because TensorBoard reads files that were created in the same second in the wrong order."""
+    because TensorBoard mixes up the order of files that were created in the same second."""
     writers = {
         part: tf.summary.create_file_writer(str(lm.folder / part), max_queue=0)  # Writes at once.
         for part in ("", "train", "validation")
