@@ -50,8 +50,7 @@ from typing import Any, NamedTuple
 
 @dataclass
 class Session:
-    """Settings that may change when training is resumed (`seed` only on the command line or in
-    `train(...)`)."""
+    """Settings that, except `seed`, do not come from the checkpoint of a resumed experiment."""
 
     # Use /gpu:0 instead of /cpu:0.
     use_gpu: bool = False
@@ -92,8 +91,8 @@ class Session:
 
 @dataclass
 class Settings(Session):
-    """All settings: those of Session, and those that define an experiment, which its checkpoint
-    fixes."""
+    """All settings: those of Session, and those that define an experiment and are read from its
+    checkpoint."""
 
     # Set of overrides from RECIPES: "2017" (as published) or "verse" (whole quatrains). The command
     # line overrides the recipe, and the recipe overrides the values in these classes.
@@ -104,7 +103,7 @@ class Settings(Session):
     # Initial word vectors: the path of a GloVe file, "none" (random vectors), or "auto", which is
     # data/glove.6B.<embedding_dim>d.txt if that file exists and "none" if not.
     glove: str = "auto"
-    # Size of the word vectors. GloVe has 50, 100, 200 and 300.
+    # Size of the word vectors. GloVe 6B comes in 50, 100, 200 and 300.
     embedding_dim: int = 300
     # GRU units. More units learn faster, but memorize the corpus sooner.
     gru_dim: int = 128
@@ -463,8 +462,8 @@ def lower(word: str) -> str:
 
 
 def line_end(number: int) -> str:
-    """Return the token that ends a line. From the twentieth line on, it is the same, because
-    few poems are long enough to learn from."""
+    """Return the token that ends a line. From the twentieth line on, all share one token,
+    because few poems are that long."""
     return f"<LINE{min(number, 20)}>"
 
 
@@ -595,8 +594,8 @@ def make_samples(corpus: Corpus, settings: Settings) -> tuple[Samples, Samples]:
         longest = max(map(len, corpus.tokens))
         raise UsageError(
             f"corpus {settings.corpus}, whose longest quatrain has {longest} tokens, gives "
-            f"{len(windows)} samples with phrase_len = {settings.phrase_len}, but needs 20: set "
-            f"corpus to a longer text{'' if settings.whole_quatrains else ', or lower phrase_len'}"
+            f"{len(windows)} of the 20 samples needed with phrase_len = {settings.phrase_len}: set "
+            f"corpus to a longer text{'' if settings.whole_quatrains else ' or lower phrase_len'}"
         )
     targets = windows[:, -1:]
     weights = corpus.counts[targets[:, 0]] ** (0.5 if settings.class_weights else 0)
@@ -830,13 +829,13 @@ class QuatrainLM:
         )
 
     def __repr__(self) -> str:
-        return f"QuatrainLM({str(self.folder)!r}, {self.completed_runs} runs)"
+        return f"QuatrainLM({str(self.folder)!r}, completed_runs={self.completed_runs})"
 
     def generate(self, count: int = 5, seed: Any = None, **overrides: Any) -> list:
-        """Generate quatrains line by line, each line the best of its candidates. Overrides are
-        settings such as `temperature`, `top_p`, `best_of`, `prompt` and `max_quote_len`; the same
-        `seed` gives the same quatrains. Raise UsageError if an override is invalid or the model
-        has diverged."""
+        """Generate quatrains line by line (with the recipe 2017, each as a whole), and keep the
+        best candidates. Overrides are settings such as `temperature`, `top_p`, `best_of`, `prompt`
+        and `max_quote_len`. The same `seed` and arguments give the same quatrains. Raise UsageError
+        if an override is invalid or the model has diverged."""
         settings = override(self.settings, overrides)
         prompt = encode_prompt(settings, self.corpus.vocabulary)
         rng = np.random.default_rng(seed)
@@ -1199,8 +1198,8 @@ def hash_bits(bits: tf.Tensor) -> tf.Tensor:
 
 def plan_epoch(samples: int, batch_size: int) -> tuple[int, int, int]:
     """Divide an epoch into calls, steps per call, and samples per step. All calls are alike, so
-    that one compiled function serves for all. For example, 32,300 samples in batches of at most 512
-    take 8 calls of 8 steps on 505 samples."""
+    that one compiled function serves them all. For example, 32,300 samples in batches of at most
+    512 take 8 calls of 8 steps on 505 samples."""
     batches = math.ceil(samples / batch_size)
     calls = math.ceil(batches / 8)  # A call copies all weights. More than eight steps gain nothing.
     steps = math.ceil(batches / calls)
@@ -1234,7 +1233,7 @@ def compile_steps(model: keras.Model, samples: Samples, steps: int, use_xla: boo
 def start_epoch(model: keras.Model, rng: Any, samples: int, shape: tuple) -> tf.Tensor:
     """Reset the metrics, and seed the dropout layers: Keras does not save their state, and training
     must resume exactly. Return the indices of all samples in random order (int32, calls x steps x
-    batch size). The first ones are repeated to fill up."""
+    batch size). The first ones are repeated to fill the shape."""
     model.reset_metrics()
     for variable in model.non_trainable_variables:
         if variable.name == "seed_generator_state":
@@ -1364,7 +1363,9 @@ def train(**overrides: Any) -> QuatrainLM:
         lm = load_checkpoint(path, overrides)
         run = lm.completed_runs
         if run >= lm.settings.runs:
-            raise UsageError(f"{lm.folder} has already completed {run} runs: increase runs")
+            raise UsageError(
+                f"runs = {lm.settings.runs}, but {lm.folder} has completed {run}: increase runs"
+            )
         print(f"Resuming {lm.folder} after run {run - 1}.")
         continue_training(lm)
     return lm

@@ -188,10 +188,12 @@ def measure_generate(rounds, scripts):
             with contextlib.redirect_stdout(io.StringIO()):
                 lm = train(script, recipe=recipe, epochs_per_run=1 if weights else 15)
             weights = weights or lm.model.get_weights()
-            lm.model.set_weights(weights)  # Otherwise the lengths of the quatrains would differ.
-            methods[name] = lm.generate
+            # Otherwise the mean lengths of the quatrains would differ.
+            lm.model.set_weights(weights)
+            temperature = quatrains.make_settings(recipe=recipe).temperature
+            methods[name] = partial(lm.generate, temperature=temperature)
         for count in (5, 100):
-            sides = {name: partial(timed, method, count, 1) for name, method in methods.items()}
+            sides = {name: partial(timed, method, count) for name, method in methods.items()}
             compare(f"{count} quatrains of recipe {recipe}", rounds, sides)
 
 

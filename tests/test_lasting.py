@@ -157,7 +157,7 @@ CONTRADICTS = "contradicts the checkpoint, which was trained with"
 REFUSED = [
     ({"gru_dim": 9}, f"gru_dim = 9 {CONTRADICTS} 8: leave gru_dim out, or set log_dir to"),
     ({"generate": 1, "recipe": "verse"}, f"recipe = 'verse' {CONTRADICTS} '2017': leave recipe"),
-    ({"runs": 2}, "{} has already completed 2 runs: increase runs"),
+    ({"runs": 2}, "runs = 2, but {} has completed 2: increase runs"),
     ({"prompt": "the pope"}, "prompt has 'the', which is not in the corpus"),
     ({"log_dir": "none"}, "none has no checkpoint: train first"),
     ({"log_dir": "long" * 99}, f"{'long' * 99} has no checkpoint: train first"),
@@ -196,7 +196,7 @@ def test_a_recipe_is_respected_later_and_may_be_removed(copied, capsys, monkeypa
     assert [run(resume=True), run(resume=True)] == [0, 2]
     output, errors = capsys.readouterr()
     assert re.findall(r"\nRun (\d+)\n", output) == ["0", "1", "2"]
-    assert errors.endswith(" has already completed 3 runs: increase runs\n")
+    assert errors.endswith(" has completed 3: increase runs\n")
     assert run(generate=4) == 0
     assert capsys.readouterr().out.count("\n") == 4
     monkeypatch.delitem(quatrains.RECIPES, "mine")
@@ -225,7 +225,7 @@ def test_a_checkpoint_is_read_after_its_folder_is_locked(copied, capsys, monkeyp
     copied.write_bytes(old)
     before_call(monkeypatch, 0, fcntl, "flock", lambda: copied.write_bytes(new))
     assert run(**RESUME | {"runs": 3}) == 2
-    assert " has already completed 3 runs: " in capsys.readouterr().err
+    assert " has completed 3: " in capsys.readouterr().err
 
 
 def test_experiments_of_one_second_all_train_and_pick_seeds(verses, monkeypatch):

@@ -70,8 +70,8 @@ REFUSED = [
     ({"corpus": "."}, f"Is a directory: '.'): {CORPUS}"),
     (
         {"corpus": "short.txt", "phrase_len": 6},
-        "corpus short.txt, whose longest quatrain has 3 tokens, gives 0 samples with "
-        "phrase_len = 6, but needs 20: set corpus to a longer text, or lower phrase_len",
+        "corpus short.txt, whose longest quatrain has 3 tokens, gives 0 of the 20 "
+        "samples needed with phrase_len = 6: set corpus to a longer text or lower phrase_len",
     ),
     ({"prompt": "king Mars river", "max_length": 3}, "prompt has 3 tokens: shorten it, or "),
     ({"glove": "vectors.txt"}, "No such file or directory: 'vectors.txt'): set glove = \"none\""),
