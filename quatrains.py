@@ -78,7 +78,7 @@ class Session:
     # likely word.
     temperature: float = 1.0
     # Nucleus sampling: sample only from the smallest set of likeliest words whose probabilities
-    # add up to this. 1 turns it off.
+    # add up to at least this. 1 turns it off.
     top_p: float = 1.0
     # Words that every quatrain starts with.
     prompt: str = ""
@@ -393,7 +393,8 @@ def strip_markup(text: str) -> str:
     books = re.findall(rf"(?s)START OF [^*]*GUTENBERG[^*]*\*\*\*(.*?)(?={edge}|\Z)", text)
     text = "\n\n".join(books) or text
     text = text.replace("<|endoftext|>", "\n\n")  # Separates poems in texts made for GPT-2.
-    # A tag has no attributes, or some with "=". It may separate words. <<Quotes>> and "<3" stay.
+    # A tag has no attributes, or some with "=". It becomes a space, because it
+    # may separate words. <<Quotes>> and "<3" stay.
     text = re.sub(r"(?<!<)</?[a-zA-Z][a-zA-Z\d]*(\s[^<>=]*=[^<>]*|\s*/)?>|<![^<>]*>", " ", text)
     text = html.unescape(text)
     bracket = r"\[[^][\n]*\][ \t]*"
@@ -553,7 +554,7 @@ def read_vectors(path: Path, dim: int, words: set) -> dict:
     if not vectors:
         raise UsageError(
             f"GloVe file {path} has no line with a word of the corpus and {dim} numbers: set "
-            'embedding_dim to its size, or glove = "none"'
+            'embedding_dim to the length of its vectors, or glove = "none"'
         )
     return vectors
 
@@ -588,14 +589,14 @@ def make_windows(corpus: Corpus, phrase_len: int, whole: bool) -> np.ndarray:
 
 def make_samples(corpus: Corpus, settings: Settings) -> tuple[Samples, Samples]:
     """Return 95% of the samples for training, and 5% for validation. The weight is the square root
-    of the target's count, or 1. Raise UsageError if there are fewer than 20 samples."""
+    of the target's count, or 1 without `class_weights`. Raise UsageError if there are fewer than 20
+    samples."""
     windows = make_windows(corpus, settings.phrase_len, settings.whole_quatrains)
     if len(windows) < 20:  # 5% of fewer samples is less than one.
-        longest = max(map(len, corpus.tokens))
+        lower = f", or lower phrase_len (now {settings.phrase_len})"
         raise UsageError(
-            f"corpus {settings.corpus}, whose longest quatrain has {longest} tokens, gives "
-            f"{len(windows)} of the 20 samples needed with phrase_len = {settings.phrase_len}: set "
-            f"corpus to a longer text{'' if settings.whole_quatrains else ' or lower phrase_len'}"
+            f"corpus {settings.corpus} gives {len(windows)} samples, but training needs 20: set "
+            f"corpus to a longer text{'' if settings.whole_quatrains else lower}"
         )
     targets = windows[:, -1:]
     weights = corpus.counts[targets[:, 0]] ** (0.5 if settings.class_weights else 0)
@@ -680,7 +681,8 @@ STARTS = ["", "\n", *SENTENCE_ENDS]
 
 
 class Casing(NamedTuple):
-    """The usual form of each lower-case word, and the STARTS that capitals mostly follow."""
+    """The usual form of each lower-case word, and the STARTS that are
+    mostly followed by capitals."""
 
     forms: dict
     before_capitals: set
@@ -842,7 +844,7 @@ class QuatrainLM:
         # What ends each line. Without line ends, a whole quatrain is sampled as one line.
         lines = self.line_count if settings.whole_quatrains else 1
         ends = [*map(line_end, range(1, lines)), BREAK]
-        # About 1,000 candidates at once, or `best_of` if that is more, to limit memory.
+        # At most 1,000 candidates at once, or `best_of` if that is more, to limit memory.
         batch, quatrains = max(1, 1000 // settings.best_of), []
         while len(quatrains) < count:
             drafts = [Draft(prompt, [])] * min(batch, count - len(quatrains))
@@ -1029,8 +1031,8 @@ def load_checkpoint(path: Path, overrides: dict) -> QuatrainLM:
     except Exception as error:  # Damaged files raise many kinds of errors.
         reason = str(error).partition("\n")[0]
         raise UsageError(
-            f"checkpoint {path} cannot be loaded by Keras {keras.__version__} ({reason}): fix that "
-            "or set log_dir to another experiment's folder"
+            f"checkpoint {path} cannot be loaded by Keras {keras.__version__} ({reason}): fix "
+            "this problem, or set log_dir to another experiment's folder"
         )
     corpus = index_corpus(state["quatrains"], settings.whole_quatrains)
     runs, epochs = state["completed_runs"], state["completed_epochs"]
@@ -1079,7 +1081,8 @@ def locked(folder: Path):
 def log_experiment(writer: tf.summary.SummaryWriter, lm: QuatrainLM):
     """Log the graph of the layers, and the settings for HParams."""
     model, settings = lm.model, lm.settings
-    # HParams initially shows five columns, in alphabetical order with capitals first.
+    # HParams initially shows five settings: those that differ first, then by name, with capitals
+    # first.
     row = {
         "Experiment": settings.name or settings.recipe,
         "Layers": ", ".join(type(layer).__name__ for layer in model.layers),
@@ -1208,7 +1211,7 @@ def plan_epoch(samples: int, batch_size: int) -> tuple[int, int, int]:
 
 def compile_steps(model: keras.Model, samples: Samples, steps: int, use_xla: bool) -> Any:
     """Return a function that trains on one batch after another, given the indices of their samples
-    (int32, steps x batch size). Keras's `fit` compiles each step as an XLA call of its own."""
+    (int32, steps x batch size). Keras's `fit` would make one XLA call per step."""
     arrays = [tf.constant(array) for array in samples]
 
     def train_steps(indices):
@@ -1299,7 +1302,7 @@ def fit_runs(lm: QuatrainLM, training: Samples, validation: Samples):
 
 
 def end_run(lm: QuatrainLM, run: int, writers: dict):
-    """Save a checkpoint, then generate quatrains, log and print them."""
+    """Save a checkpoint, then generate, log and print quatrains."""
     settings = lm.settings
     save_checkpoint(lm)
     quatrains = lm.generate(settings.quatrains_per_run, [settings.seed, run])
@@ -1341,8 +1344,8 @@ def continue_training(lm: QuatrainLM):
     finally:
         checkpoint = lm.folder / CHECKPOINT
         if checkpoint.exists():
-            print(f"\n{checkpoint} has the model as of the last completed run.")
-            print("To continue: --resume (resume = True), with more runs if all are completed.")
+            print(f"\n{checkpoint} contains the model as of the last completed run.")
+            print("To continue: --resume (resume = True), with higher --runs if all are completed.")
             print("To generate: --generate 20.")
         else:
             print("\nNo checkpoint was saved: the first run was not completed.")
@@ -1359,7 +1362,7 @@ def train(**overrides: Any) -> QuatrainLM:
             continue_training(lm)
         return lm
     path = find_checkpoint(settings.log_dir)
-    with locked(path.parent):  # Before it is read, because another process may still write it.
+    with locked(path.parent):  # Before it is read, because another process may still be writing it.
         lm = load_checkpoint(path, overrides)
         run = lm.completed_runs
         if run >= lm.settings.runs:

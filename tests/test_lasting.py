@@ -332,7 +332,7 @@ def test_ctrl_c_leaves_the_last_checkpoint(copied, capsys, monkeypatch, step):
     assert run(**settings) == 130
     output, errors = capsys.readouterr()
     assert errors == "quatrains: stopped\n"
-    saved = f"{copied} has the model as of the last completed run."
+    saved = f"{copied} contains the model as of the last completed run."
     assert f"\n{'No checkpoint was saved:' if settings is QUICK else saved}" in output
     assert only_checkpoint() == copied
     assert load(copied).completed_runs == runs

@@ -17,8 +17,8 @@ from conftest import QUICK, ROOT, SMALL, arguments, read_files, run, run_script
 EPOCH = r"Epoch (\d)/4\n.*/step - acc: N - loss: N - val_acc: N - val_loss: N\n"
 EPOCH = EPOCH.replace("N", r"\d[\d.e+-]*")
 SAVED = (
-    r"(logs.\d{6}-\d{6}-2017.checkpoint\.keras) has the model as of the last completed run\.\n"
-    r"To continue: --resume \(resume = True\), with more runs if all are completed\.\n"
+    r"(logs.\d{6}-\d{6}-2017.checkpoint\.keras) contains the model as of the last completed run\.\n"
+    r"To continue: --resume \(resume = True\), with higher --runs if all are completed\.\n"
     r"To generate: --generate 20\.\n"
 )
 
@@ -70,8 +70,8 @@ REFUSED = [
     ({"corpus": "."}, f"Is a directory: '.'): {CORPUS}"),
     (
         {"corpus": "short.txt", "phrase_len": 6},
-        "corpus short.txt, whose longest quatrain has 3 tokens, gives 0 of the 20 "
-        "samples needed with phrase_len = 6: set corpus to a longer text or lower phrase_len",
+        "corpus short.txt gives 0 samples, but training needs 20: set corpus to a longer text, or "
+        "lower phrase_len (now 6)",
     ),
     ({"prompt": "king Mars river", "max_length": 3}, "prompt has 3 tokens: shorten it, or "),
     ({"glove": "vectors.txt"}, "No such file or directory: 'vectors.txt'): set glove = \"none\""),

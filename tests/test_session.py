@@ -100,7 +100,7 @@ def test_one_cell_is_run_edited_and_run_again_and_its_model_generates(session):
     assert session.run(generate) == (out, None)
     error = r"quatrains: prompt has 'montain', .* \(similar: mountain.*\)"
     session.run("lm.generate(1, prompt='king montain')", error)
-    assert re.fullmatch(r"QuatrainLM\('logs/.*', 1 runs\)", session.run("lm")[1])
+    assert re.fullmatch(r"QuatrainLM\('logs/.*', completed_runs=1\)", session.run("lm")[1])
     shown = session.run("lm.generate(2, seed=1)")[1].strip("[]").replace(",\n \n", "\n\n")
     printed, _ = session.run("print(*lm.generate(2, seed=1), sep='\\n')")
     assert re.findall(r"\w.*", shown) == printed.splitlines()
@@ -115,7 +115,7 @@ def test_an_interrupted_training_returns_the_model(session):
     # Compiled by XLA, with several steps per call.
     code = cell(use_xla=True, batch_size=64, seed=None, runs=10_000)
     out, _ = session.run(code, interrupt_at="Run 2\n")
-    assert "checkpoint.keras has the model as of the last completed run.\n" in out
+    assert "checkpoint.keras contains the model as of the last completed run.\n" in out
 
 
 def test_sections_are_cells_and_an_edited_model_is_trained_and_resumed(session):
