@@ -50,7 +50,7 @@ from typing import Any, NamedTuple
 
 @dataclass
 class Session:
-    """Settings that, except `seed`, do not come from the checkpoint of a resumed experiment."""
+    """Settings that are not restored when an experiment is resumed, except for `seed`."""
 
     # Use /gpu:0 instead of /cpu:0.
     use_gpu: bool = False
@@ -198,7 +198,7 @@ def make_settings(**overrides: Any) -> Settings:
 
 
 def override(settings: Settings, overrides: dict) -> Settings:
-    """Return the settings of an experiment with overrides. Raise UsageError if one contradicts a
+    """Apply overrides to the settings of an experiment. Raise UsageError if one contradicts a
     setting that defines the experiment."""
     for name in overrides.keys() & EXPERIMENT:
         trained = getattr(settings, name)
@@ -271,7 +271,7 @@ def require_packages():
 
     missing = not all(map(importlib.util.find_spec, ("tensorflow", "tensorboard")))
     if missing and INTERACTIVE:
-        print("Installing requirements.txt, which takes a few minutes.")
+        print("Installing the packages in requirements.txt. This takes a few minutes.")
         missing = subprocess.run(command, check=False).returncode
         importlib.invalidate_caches()
     if missing:
@@ -354,7 +354,7 @@ TOKEN = re.compile(rf"[{PUNCTUATION}{CJK}]|(?<!{WORD_CHAR}){WORD_CHAR}*?(?=\w){W
 COMMENT = re.compile(r"(?m)^#+(?: .*)?$\n?")
 # A heading ("IV", "Sonnet IV.") is a stanza of its own, and restarts the numbering. A line that is
 # only a numeral is a heading even inside a stanza, which it splits. There, a single letter
-# without a dot is not, because "I" may be a word.
+# without a dot is not a heading, because "I" may be a word.
 HEADING = r"(?:\w+ )?([IVXLCDM]+|\d+)\.?"
 LONE_NUMERAL = r"([IVXLCDM]{2,}|[IVXLCDM](?=\.)|\d+)\.?"
 
@@ -429,7 +429,7 @@ def split_quatrains(text: str) -> list:
     """Split a normalized text into (number, stanza) pairs, at blank lines or, without any, by
     line."""
     text = re.sub(rf"(?m)^({LONE_NUMERAL})$", r"\n\n\1\n\n", text)
-    # Lone numerals now have blank lines around them, too.
+    # Blank lines include those just put around lone numerals.
     gap = "\n\n" if "\n\n" in COMMENT.sub("", text).strip() else "\n"
     # "# Book II" is a heading too.
     text = re.sub(rf"(?m)^# {HEADING}$", rf"{gap}\1.{gap}", text)
@@ -507,7 +507,7 @@ def describe_corpus(corpus: Corpus, settings: Settings):
         fitting = math.ceil(np.quantile(lengths, 0.9))
         print(
             f"Most quatrains are longer than max_length = {settings.max_length}: to "
-            f"generate whole quatrains, set max_length = {fitting}, which fits 90% of them."
+            f"generate whole quatrains, use --max-length {fitting}, which fits 90% of them."
         )
 
 
@@ -580,8 +580,8 @@ def make_windows(corpus: Corpus, phrase_len: int, whole: bool) -> np.ndarray:
     breaks, view = [0] * phrase_len, np.lib.stride_tricks.sliding_window_view
     rows = [[*breaks, *map(token_ids.get, tokens), 0] for tokens in corpus.tokens]
     windows = np.concatenate([view(np.array(row, np.int32), phrase_len + 1) for row in rows])
-    # The held-out samples do not depend on `settings.seed` and, because windows are shuffled before
-    # any are left out, hardly on `phrase_len`.
+    # The held-out samples do not depend on `settings.seed`, and very little on `phrase_len`,
+    # because windows are shuffled before any are left out.
     windows = np.random.default_rng(0).permutation(windows)
     breaks_in_phrase = (windows[:, :-1] == 0).sum(1)
     return windows if whole else windows[breaks_in_phrase <= 1]
@@ -861,7 +861,7 @@ class QuatrainLM:
         best_of, end_id = settings.best_of, self.corpus.vocabulary.index(end)
         within_line = self.is_text.copy()
         within_line[end_id] = True
-        # Breaks pad phrases that are too short. The recipe "2017" is not trained on phrases of
+        # Breaks pad phrases that are too short. The recipe "2017" is not trained on phrases with
         # several breaks, but starts with them, as published.
         breaks = [0] * settings.phrase_len
         candidates = [Draft([*ids], [*ratios]) for ids, ratios in drafts for _ in range(best_of)]
@@ -870,7 +870,7 @@ class QuatrainLM:
             phrases = np.array([(breaks + ids)[-len(breaks) :] for ids, _ in active], np.int32)
             probs = self.predict(self.model, phrases).numpy()
             # A line must start with a word. All active drafts are at the start of a line, or none
-            # is, so the first one tells.
+            # is, so checking the first one is enough.
             probs *= within_line if self.is_text[phrases[0, -1]] else self.is_word
             if not (probs.max(1) > 0).all():  # Also if they are NaN.
                 raise UsageError("the model has diverged: lower learning_rate and train again")
@@ -1081,15 +1081,15 @@ def locked(folder: Path):
 def log_experiment(writer: tf.summary.SummaryWriter, lm: QuatrainLM):
     """Log the graph of the layers, and the settings for HParams."""
     model, settings = lm.model, lm.settings
-    # HParams initially shows five settings: those that differ first, then by name, with capitals
-    # first.
+    # HParams initially shows five settings. Those that differ come first; the rest are sorted by
+    # name, capitals before lower case.
     row = {
         "Experiment": settings.name or settings.recipe,
         "Layers": ", ".join(type(layer).__name__ for layer in model.layers),
     }
     row |= {name: getattr(settings, name) for name in EXPERIMENT}
     with writer.as_default(0):
-        # `call` puts every layer at the top of the graph; the model itself would be one box.
+        # `call` puts every layer at the top level of the graph; the model itself would be one box.
         # A fixed batch size keeps arithmetic on it out of the graph.
         words = tf.TensorSpec((settings.batch_size, settings.phrase_len), tf.int32, "words")
         tf.summary.graph(graph_function(model.call).get_concrete_function(words).graph)
@@ -1202,7 +1202,7 @@ def hash_bits(bits: tf.Tensor) -> tf.Tensor:
 def plan_epoch(samples: int, batch_size: int) -> tuple[int, int, int]:
     """Divide an epoch into calls, steps per call, and samples per step. All calls are alike, so
     that one compiled function serves them all. For example, 32,300 samples in batches of at most
-    512 take 8 calls of 8 steps on 505 samples."""
+    512 take 8 calls of 8 steps, with 505 samples per step."""
     batches = math.ceil(samples / batch_size)
     calls = math.ceil(batches / 8)  # A call copies all weights. More than eight steps gain nothing.
     steps = math.ceil(batches / calls)
@@ -1345,7 +1345,7 @@ def continue_training(lm: QuatrainLM):
         checkpoint = lm.folder / CHECKPOINT
         if checkpoint.exists():
             print(f"\n{checkpoint} contains the model as of the last completed run.")
-            print("To continue: --resume (resume = True), with higher --runs if all are completed.")
+            print("To continue: --resume (resume = True), with a higher --runs if all are done.")
             print("To generate: --generate 20.")
         else:
             print("\nNo checkpoint was saved: the first run was not completed.")

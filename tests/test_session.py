@@ -212,7 +212,7 @@ def test_missing_packages_are_installed_in_a_notebook_and_named_elsewhere(tmp_pa
         (tmp_path / "requirements.txt").write_text("./stub-1-py3-none-any.whl\n")
         imported = r"(?s).*Traceback .*OSError.*: imported the stub"
         out, _ = session.run(cell(), imported)
-        assert out.startswith("Installing requirements.txt, which takes a few minutes.\n")
+        assert out.startswith("Installing the packages in requirements.txt. ")
         assert session.run(cell(), imported) == ("", None)
 
 
