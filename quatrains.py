@@ -77,8 +77,8 @@ class Session:
     # Sampling temperature. Below 1 gives safer text, above 1 wilder text. 0 always takes the most
     # likely word.
     temperature: float = 1.0
-    # Nucleus sampling: sample only from the smallest set of likeliest words whose probabilities
-    # add up to at least this. 1 turns it off.
+    # Nucleus sampling: sample only from the likeliest words, whose probabilities add up to
+    # about this. 1 turns it off.
     top_p: float = 1.0
     # Words that every quatrain starts with.
     prompt: str = ""
@@ -116,7 +116,7 @@ class Settings(Session):
     # Context length: tokens the model sees to predict the next one.
     phrase_len: int = 4
     # Also learn how quatrains begin and where their lines end. If False (as published), train only
-    # on phrases with at most one boundary token, and guess line breaks when formatting.
+    # on samples whose context has at most one boundary token, and guess line breaks.
     whole_quatrains: bool = False
     # Weight each sample by the square root of its target's count in the corpus, as published.
     class_weights: bool = True
@@ -393,7 +393,7 @@ def strip_markup(text: str) -> str:
     books = re.findall(rf"(?s)START OF [^*]*GUTENBERG[^*]*\*\*\*(.*?)(?={edge}|\Z)", text)
     text = "\n\n".join(books) or text
     text = text.replace("<|endoftext|>", "\n\n")  # Separates poems in texts made for GPT-2.
-    # A tag has no attributes, or some with "=". It becomes a space, because it
+    # Only "<x>" without attributes, or with "=" in them, is a tag. It becomes a space, because it
     # may separate words. <<Quotes>> and "<3" stay.
     text = re.sub(r"(?<!<)</?[a-zA-Z][a-zA-Z\d]*(\s[^<>=]*=[^<>]*|\s*/)?>|<![^<>]*>", " ", text)
     text = html.unescape(text)
@@ -422,7 +422,8 @@ def normalize(text: str) -> str:
     text = re.sub(r"([-.'])\1+", " ", text)  # Dashes, ellipses, double quotes.
     text = re.sub(r"\b([^\W\d])\.(?=[^\W\d]\b)", r"\1", text)  # "U.S.S.R." is one word.
     text = "\n".join(line.strip() for line in text.split("\n"))
-    return unicodedata.normalize("NFC", text)  # Composes letters that hidden characters separated.
+    # Last, because hidden characters may have separated letters from their accents.
+    return unicodedata.normalize("NFC", text)
 
 
 def split_quatrains(text: str) -> list:
@@ -580,7 +581,7 @@ def make_windows(corpus: Corpus, phrase_len: int, whole: bool) -> np.ndarray:
     breaks, view = [0] * phrase_len, np.lib.stride_tricks.sliding_window_view
     rows = [[*breaks, *map(token_ids.get, tokens), 0] for tokens in corpus.tokens]
     windows = np.concatenate([view(np.array(row, np.int32), phrase_len + 1) for row in rows])
-    # The held-out samples do not depend on `settings.seed`, and very little on `phrase_len`,
+    # The held-out samples do not depend on `settings.seed`, and depend very little on `phrase_len`,
     # because windows are shuffled before any are left out.
     windows = np.random.default_rng(0).permutation(windows)
     breaks_in_phrase = (windows[:, :-1] == 0).sum(1)
@@ -681,7 +682,7 @@ STARTS = ["", "\n", *SENTENCE_ENDS]
 
 
 class Casing(NamedTuple):
-    """The usual form of each lower-case word, and the STARTS that are
+    """The usual form of words, by their lower case, and the STARTS that are
     mostly followed by capitals."""
 
     forms: dict
@@ -1261,8 +1262,8 @@ def list_callbacks(lm: QuatrainLM, batches: int) -> keras.callbacks.CallbackList
 
 def fit_runs(lm: QuatrainLM, training: Samples, validation: Samples):
     """Train the remaining runs, and end each with a checkpoint and quatrains. This spells out
-    Keras's `fit`, but batch callbacks run once per call. Validation has no weights, as published.
-    Raise UsageError if its loss is not finite."""
+    Keras's `fit`, but batch callbacks run once per call. Validation has no sample weights, as
+    published. Raise UsageError if its loss is not finite."""
     settings, model, count = lm.settings, lm.model, len(training.targets)
     calls, steps, batch_size = plan_epoch(count, settings.batch_size)
     train_steps = compile_steps(model, training, steps, settings.use_xla)
@@ -1345,7 +1346,7 @@ def continue_training(lm: QuatrainLM):
         checkpoint = lm.folder / CHECKPOINT
         if checkpoint.exists():
             print(f"\n{checkpoint} contains the model as of the last completed run.")
-            print("To continue: --resume (resume = True), with a higher --runs if all are done.")
+            print("To continue: --resume (resume = True), with a higher --runs after the last run.")
             print("To generate: --generate 20.")
         else:
             print("\nNo checkpoint was saved: the first run was not completed.")

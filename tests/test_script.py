@@ -18,7 +18,7 @@ EPOCH = r"Epoch (\d)/4\n.*/step - acc: N - loss: N - val_acc: N - val_loss: N\n"
 EPOCH = EPOCH.replace("N", r"\d[\d.e+-]*")
 SAVED = (
     r"(logs.\d{6}-\d{6}-2017.checkpoint\.keras) contains the model as of the last completed run\.\n"
-    r"To continue: --resume \(resume = True\), with a higher --runs if all are done\.\n"
+    r"To continue: --resume \(resume = True\), with a higher --runs after the last run\.\n"
     r"To generate: --generate 20\.\n"
 )
 
