@@ -60,7 +60,8 @@ class Session:
     # TensorBoard's log directory. Every experiment has a subfolder with its logs and checkpoint.
     # To resume or generate from a specific experiment, set this to its subfolder or checkpoint.
     log_dir: str = "logs"
-    # Random seed. Makes training reproducible on the same machine; None picks one at random.
+    # Random seed. Makes training and generation reproducible on the same machine; None picks one
+    # at random.
     seed: int | None = None
     # Total number of runs. A run trains for some epochs, then generates quatrains.
     runs: int = 1000
@@ -393,8 +394,8 @@ def strip_markup(text: str) -> str:
     books = re.findall(rf"(?s)START OF [^*]*GUTENBERG[^*]*\*\*\*(.*?)(?={edge}|\Z)", text)
     text = "\n\n".join(books) or text
     text = text.replace("<|endoftext|>", "\n\n")  # Separates poems in texts made for GPT-2.
-    # Only "<x>" without attributes, or with "=" in them, is a tag. It becomes a space, because it
-    # may separate words. <<Quotes>> and "<3" stay.
+    # A tag is "<x>" without attributes, or with attributes that have "=". It becomes a space,
+    # because it may separate words. <<Quotes>> and "<3" stay.
     text = re.sub(r"(?<!<)</?[a-zA-Z][a-zA-Z\d]*(\s[^<>=]*=[^<>]*|\s*/)?>|<![^<>]*>", " ", text)
     text = html.unescape(text)
     bracket = r"\[[^][\n]*\][ \t]*"
@@ -596,8 +597,8 @@ def make_samples(corpus: Corpus, settings: Settings) -> tuple[Samples, Samples]:
     if len(windows) < 20:  # 5% of fewer samples is less than one.
         lower = f", or lower phrase_len (now {settings.phrase_len})"
         raise UsageError(
-            f"corpus {settings.corpus} gives {len(windows)} samples, but training needs 20: set "
-            f"corpus to a longer text{'' if settings.whole_quatrains else lower}"
+            f"corpus {settings.corpus} gives {len(windows)} samples, but at least 20 are needed: "
+            f"set corpus to a longer text{'' if settings.whole_quatrains else lower}"
         )
     targets = windows[:, -1:]
     weights = corpus.counts[targets[:, 0]] ** (0.5 if settings.class_weights else 0)
@@ -613,9 +614,9 @@ def make_samples(corpus: Corpus, settings: Settings) -> tuple[Samples, Samples]:
 
 def build_model(embeddings: np.ndarray, settings: Settings) -> keras.Model:
     """Build and compile Embedding -> GRU -> Dense softmax, plus what the recipe adds. `embeddings`
-    (vocabulary x dim) are the initial word vectors. Any Keras model that maps phrases (int32,
-    batch x phrase_len) to next-word probabilities (float, batch x vocabulary) works. Its loss and
-    metrics get token IDs as targets (int32, batch x 1)."""
+    (vocabulary x dim) are the initial word vectors. Any Keras model that can be saved and loaded,
+    and that maps phrases (int32, batch x phrase_len) to next-word probabilities (float, batch x
+    vocabulary), works. Its loss and metrics get token IDs as targets (int32, batch x 1)."""
     vocab_size, dim = embeddings.shape
     penalty = keras.regularizers.L2(settings.regularization)
     # The layers have names, because Keras would number the default names of a second model.
@@ -682,8 +683,8 @@ STARTS = ["", "\n", *SENTENCE_ENDS]
 
 
 class Casing(NamedTuple):
-    """The usual form of words, by their lower case, and the STARTS that are
-    mostly followed by capitals."""
+    """The usual form of each word, keyed by its lower-case form, and the STARTS that are mostly
+    followed by capitals."""
 
     forms: dict
     before_capitals: set
@@ -816,8 +817,8 @@ class QuatrainLM:
         corpus, vocabulary = self.corpus, self.corpus.vocabulary
         encode_prompt(self.settings, vocabulary)
         self.casing = learn_casing(corpus.quatrains)
-        # New verse gets the most common number of lines. Stanzas are weighted by their lines, so
-        # that many one-line titles do not win.
+        # New verse gets the most common number of lines. Stanzas are weighted by their number of
+        # lines, so that many one-line titles do not win.
         line_counts = [text.count("\n") + 1 for _, text in corpus.quatrains]
         self.line_count = mode(count for count in line_counts for _ in range(count))
         self.line_length = sum(map(len, corpus.tokens)) / sum(line_counts)  # In tokens.
@@ -1346,8 +1347,8 @@ def continue_training(lm: QuatrainLM):
         checkpoint = lm.folder / CHECKPOINT
         if checkpoint.exists():
             print(f"\n{checkpoint} contains the model as of the last completed run.")
-            print("To continue: --resume (resume = True), with a higher --runs after the last run.")
-            print("To generate: --generate 20.")
+            print("To generate: --generate 20. To continue: --resume (resume = True).")
+            print("If all runs are done, also increase --runs.")
         else:
             print("\nNo checkpoint was saved: the first run was not completed.")
 

@@ -18,8 +18,8 @@ EPOCH = r"Epoch (\d)/4\n.*/step - acc: N - loss: N - val_acc: N - val_loss: N\n"
 EPOCH = EPOCH.replace("N", r"\d[\d.e+-]*")
 SAVED = (
     r"(logs.\d{6}-\d{6}-2017.checkpoint\.keras) contains the model as of the last completed run\.\n"
-    r"To continue: --resume \(resume = True\), with a higher --runs after the last run\.\n"
-    r"To generate: --generate 20\.\n"
+    r"To generate: --generate 20\. To continue: --resume \(resume = True\)\.\n"
+    r"If all runs are done, also increase --runs\.\n"
 )
 
 
@@ -70,8 +70,8 @@ REFUSED = [
     ({"corpus": "."}, f"Is a directory: '.'): {CORPUS}"),
     (
         {"corpus": "short.txt", "phrase_len": 6},
-        "corpus short.txt gives 0 samples, but training needs 20: set corpus to a longer text, or "
-        "lower phrase_len (now 6)",
+        "corpus short.txt gives 0 samples, but at least 20 are needed: set corpus to a longer "
+        "text, or lower phrase_len (now 6)",
     ),
     ({"prompt": "king Mars river", "max_length": 3}, "prompt has 3 tokens: shorten it, or "),
     ({"glove": "vectors.txt"}, "No such file or directory: 'vectors.txt'): set glove = \"none\""),
