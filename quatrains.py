@@ -114,7 +114,7 @@ class Settings(Session):
     regularization: float = 0.02
     # Dropout rate between the GRU and the dense layer.
     dense_dropout: float = 0.0
-    # Context length: tokens the model sees to predict the next one.
+    # Length of the context (also called phrase): tokens the model sees to predict the next one.
     phrase_len: int = 4
     # Also learn how quatrains begin and where their lines end. If False (as published), train only
     # on samples whose context has at most one boundary token, and guess line breaks.
@@ -482,7 +482,7 @@ def only_words(tokens: list) -> list:
 
 def index_corpus(quatrains: list, line_ends: bool = False) -> Corpus:
     """Assign token IDs by descending frequency, from 1. ID 0 is the boundary token; its count is 1,
-    as published, so as a target it has weight 1."""
+    as published, which gives it weight 1 as a target."""
     tokens = [tokenize(text, line_ends) for _, text in quatrains]
     ranked = Counter(token for row in tokens for token in row).most_common()
     vocabulary, counts = zip((BREAK, 1), *ranked, strict=True)
@@ -565,8 +565,8 @@ def read_vectors(path: Path, dim: int, words: set) -> dict:
 
 
 class Samples(NamedTuple):
-    """Phrases (int32, samples x phrase_len), the token that follows each (int32, samples x 1), and
-    weights (float32, samples)."""
+    """Phrases (the contexts; int32, samples x phrase_len), the token that follows each (int32,
+    samples x 1), and weights (float32, samples)."""
 
     phrases: np.ndarray
     targets: np.ndarray
@@ -889,8 +889,9 @@ class QuatrainLM:
         return [candidates[i : i + best_of] for i in range(0, len(candidates), best_of)]
 
     def choose_line(self, candidates: list, max_quote_len: int) -> Draft:
-        """Return the candidate with the highest SLOR, if possible one within `max_quote_len`."""
-        if len(candidates) == 1:  # Saves the search for quotes.
+        """Return the candidate with the highest SLOR among those within `max_quote_len` or, if
+        there are none, among all."""
+        if len(candidates) == 1:  # Avoids the search for quotes.
             return candidates[0]
         ranked = sorted(candidates, key=lambda draft: draft.slor, reverse=True)
         for draft in ranked:
@@ -1083,8 +1084,8 @@ def locked(folder: Path):
 def log_experiment(writer: tf.summary.SummaryWriter, lm: QuatrainLM):
     """Log the graph of the layers, and the settings for HParams."""
     model, settings = lm.model, lm.settings
-    # HParams initially shows five settings. Those that differ come first; the rest are sorted by
-    # name, capitals before lower case.
+    # HParams initially shows five settings. It puts those that differ between
+    # experiments first, and sorts the rest by name, capitals before lower case.
     row = {
         "Experiment": settings.name or settings.recipe,
         "Layers": ", ".join(type(layer).__name__ for layer in model.layers),
@@ -1102,7 +1103,7 @@ def open_logs(lm: QuatrainLM) -> dict:
     """Open an event file for training, one for validation, and one for the rest. They stay open,
     because TensorBoard mixes up the order of files that were created in the same second."""
     writers = {
-        part: tf.summary.create_file_writer(str(lm.folder / part), max_queue=0)  # Writes at once.
+        part: tf.summary.create_file_writer(str(lm.folder / part), max_queue=0)  # No delay.
         for part in ("", "train", "validation")
     }
     if not lm.completed_runs:
@@ -1168,7 +1169,8 @@ def log_embedding(folder: Path, model: keras.Model, vocabulary: list):
 @contextlib.contextmanager
 def fast_dropout():
     """Replace tf.nn.experimental.stateless_dropout, which Keras's Dropout and GRU call, in graphs
-    traced within the `with` block. Under XLA, its random bits take most of a training step."""
+    traced within the `with` block. Under XLA, generating its random bits takes most of a training
+    step."""
     original = tf.nn.experimental.stateless_dropout
     tf.nn.experimental.stateless_dropout = hash_dropout
     try:
