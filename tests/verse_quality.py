@@ -33,32 +33,26 @@ MIN_SHARES = {"usual number of lines": 0.98, "end a sentence": 0.98, "distinct p
 MIN_SLOR = 2.0
 
 
-def kneser_ney(training, validation, vocab_size, order=5):
+def measure_kneser_ney(training, validation, vocab_size, order=5):
     """Predict the next word of each validation phrase: interpolated Kneser-Ney with one discount
     per order (Chen and Goodman 1999), on the n-grams that end in the target of a training sample.
-    Return probabilities (float64, samples x vocabulary)."""
-    grams = np.column_stack(training)[:, -order:].tolist()
+    Return the cross-entropy and accuracy."""
+    phrases, targets, _ = validation
+    grams = np.column_stack(training[:2])[:, -order:].tolist()
     levels = [Counter(map(tuple, grams))]
     while len(levels) < min(order, len(grams[0])):
         levels.append(Counter(gram[1:] for gram in levels[-1]))  # Counts of distinct contexts.
-    probs = np.full((len(validation[1]), vocab_size), 1 / vocab_size)
+    probs = np.full((len(targets), vocab_size), 1 / vocab_size)
     for length, counts in enumerate(reversed(levels)):
         once, twice = (sum(count == n for count in counts.values()) for n in (1, 2))
         discount = once / (once + 2 * twice)
         next_words = defaultdict(dict)
         for gram, count in counts.items():
             next_words[gram[:-1]][gram[-1]] = count
-        for row, phrase in zip(probs, validation[0].tolist(), strict=True):
+        for row, phrase in zip(probs, phrases.tolist(), strict=True):
             if seen := next_words.get(tuple(phrase[len(phrase) - length :])):
                 row *= discount * len(seen) / sum(seen.values())
                 row[[*seen]] += (np.array([*seen.values()]) - discount) / sum(seen.values())
-    return probs
-
-
-def measure_kneser_ney(corpus, training, validation):
-    """Return the cross-entropy and accuracy of Kneser-Ney on the validation samples."""
-    targets = validation[1]
-    probs = kneser_ney(training[:2], validation[:2], len(corpus.vocabulary))
     accuracy = (probs.argmax(1) == targets[:, 0]).mean()
     return -np.log(np.take_along_axis(probs, targets, 1)).mean(), accuracy
 
@@ -136,7 +130,7 @@ def main():
     own = describe([pairs[i][1] for i in some], words, usual)
     corpus = quatrains.index_corpus(pairs, settings.whole_quatrains)
     samples = quatrains.make_samples(corpus, settings)
-    baseline = measure_kneser_ney(corpus, *samples)
+    baseline = measure_kneser_ney(*samples, len(corpus.vocabulary))
     faults = []
     for seed in options.seeds:
         print(f"\n{options.corpus}, recipe {options.recipe}, seed {seed}\n")
