@@ -75,9 +75,6 @@ def compare(title, rounds, sides):
         print(f"  {name:14} min {min(values):8.3f} s   median {middle:8.3f} s   ratio {ratio:.3f}")
 
 
-# ==== An epoch ====
-
-
 class Epochs(quatrains.keras.callbacks.Callback):
     """Let training wait before each epoch, so that the versions take turns."""
 
@@ -178,9 +175,6 @@ def measure_epoch(rounds, scripts):
         compare(f"An epoch of recipe {recipe}, with its validation", rounds, sides)
 
 
-# ==== Generation ====
-
-
 def measure_generate(rounds, scripts):
     for recipe in quatrains.RECIPES:
         methods, weights = {}, None
@@ -195,9 +189,6 @@ def measure_generate(rounds, scripts):
         for count in (5, 100):
             sides = {name: partial(timed, method, count) for name, method in methods.items()}
             compare(f"{count} quatrains of recipe {recipe}", rounds, sides)
-
-
-# ==== Processes ====
 
 
 def start(script, *options):
