@@ -2,7 +2,6 @@
 
 import random
 import re
-from pathlib import Path
 
 import pytest
 
@@ -118,10 +117,3 @@ def test_wrapped_lines_are_of_similar_length_and_prefer_to_end_at_punctuation():
     assert wrap_lines(words, 4)[0] == words[:4]
     lines = [" | ".join(map(" ".join, wrap_lines(["a", "b,", "c"], count))) for count in range(5)]
     assert lines == ["a b, c", "a b, c", "a b, | c", "a | b, | c", "a | b, | c"]
-
-
-def test_new_verse_has_as_many_lines_as_stanzas_mostly_have():
-    # There are more titles than stanzas, but fewer lines in them.
-    texts = ["Ode"] * 5 + ["one\ntwo\nthree"] * 3 + ["a\nb\nc\nd\ne\nf\ng"]
-    corpus = quatrains.index_corpus([*enumerate(texts)], line_ends=True)
-    assert quatrains.QuatrainLM(quatrains.Settings(), corpus, None, Path()).line_count == 3
