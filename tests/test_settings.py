@@ -108,9 +108,7 @@ MISTAKES = {
     "--gru 64": f"unrecognized arguments: --gru 64 {HINT}",
     "extra": f"unrecognized arguments: extra {HINT}",
     "--gru-dim x": f"argument --gru-dim: invalid int value: 'x' {HINT}",
-    "--gru-dim": f"argument --gru-dim: expected one argument {HINT}",
     "--runs 0": RUNS,
-    "--dropout 2": "dropout = 2.0 is invalid: expected float from 0 to 0.99",
     "--recipe Verse": "recipe = 'Verse' is invalid: expected 2017 or verse",
 }
 
@@ -126,9 +124,7 @@ def test_a_mistake_in_the_file_is_one_line_before_the_imports(poisoned):
 
 
 def test_ctrl_c_during_the_imports_is_one_line(poisoned):
-    # A shell may start background jobs with SIGINT ignored.
-    stop = "signal.signal(2, signal.default_int_handler); signal.raise_signal(2)"
-    (poisoned / "keras.py").write_text(f"import signal; {stop}")
+    (poisoned / "keras.py").write_text("import signal; signal.raise_signal(2)")
     assert run_edited(poisoned) == (130, "", "quatrains: stopped\n")
 
 
