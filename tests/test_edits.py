@@ -19,7 +19,6 @@ from conftest import ROOT, SMALL, arguments, read_curve, write_verses
 from quatrains import keras
 
 SETTINGS = SMALL | {"corpus": "verses.txt", "epochs_per_run": 1, "phrase_len": 2, "batch_size": 20}
-
 CUT = Path("cut")
 TEXT = (ROOT / "quatrains.py").read_text(encoding="utf-8")
 WHOLE_GRU = re.search(r"    model\.add\(\n *keras\.layers\.GRU\(.*?\n    \)\n", TEXT, re.DOTALL)[0]
@@ -206,14 +205,9 @@ def test_an_edit_holds_in_training_validation_resume_and_generation(unedited, ca
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["king", "king"]
 
 
-@pytest.fixture
-def set_policy():
-    yield keras.config.set_dtype_policy
-    keras.config.set_dtype_policy("float32")
-
-
-def test_training_resumes_exactly_under_a_dtype_policy_and_never_partially(set_policy):
-    set_policy("mixed_float16")
+def test_training_resumes_exactly_under_a_dtype_policy_and_never_partially(request):
+    request.addfinalizer(lambda: keras.config.set_dtype_policy("float32"))
+    keras.config.set_dtype_policy("mixed_float16")
     module, lm = train_edit({})
     resumed = module.train(resume=True, runs=2, log_dir="cut")
     assert keras.config.dtype_policy().name == "mixed_float16"
@@ -222,7 +216,7 @@ def test_training_resumes_exactly_under_a_dtype_policy_and_never_partially(set_p
     for ours, theirs in ((lm.model, resumed.model), (lm.model.optimizer, resumed.model.optimizer)):
         pairs = zip(ours.variables, theirs.variables, strict=True)
         assert all(np.array_equal(one, other) for one, other in pairs)
-    set_policy("float32")
+    keras.config.set_dtype_policy("float32")
     with pytest.raises(module.UsageError, match="cannot be loaded") as raised:
         module.train(resume=True, runs=3, log_dir="cut")
     assert "\n" not in str(raised.value)
