@@ -27,17 +27,9 @@ def test_bundled_corpus_has_all_quatrains_typed_as_its_readme_says():
         assert quatrain[-1] in ".!?"
         assert [line[0].isupper() for line in quatrain.split("\n")] == [True] * 4
         assert not re.search(r" [.,;!?]|[.,;!?][A-Za-z]|  ", quatrain)
-
-
-def test_bundled_corpus_counts():
     corpus = index_corpus(BUNDLED)
     assert sum(map(len, corpus.tokens)) == 35_884
     assert len(corpus.vocabulary) == 5_391 + 1
-    # A quatrain of n tokens gives n + 2 - 4 samples, and n + 1 if whole.
-    for whole, count in ((False, 35_884 - 2 * 942), (True, 35_884 + 942)):
-        settings = Settings(phrase_len=4, whole_quatrains=whole)
-        sizes = [len(part.targets) for part in quatrains.make_samples(corpus, settings)]
-        assert sizes == [count * 95 // 100, count - count * 95 // 100]
 
 
 TOKENS = {
@@ -202,10 +194,8 @@ def test_the_time_to_read_a_line_is_proportional_to_its_length(tmp_path, part):
         assert tokenize(text)[-1] == "two"
 
 
-ENCODING = r"cannot be read \(.*utf-8.*\): save it as UTF-8"
 REFUSED = {
-    "é".encode("latin-1"): ENCODING,
-    "One\ntwo".encode("utf-16"): ENCODING,
+    "é".encode("latin-1"): r"cannot be read \(.*utf-8.*\): save it as UTF-8",
     rb"{\rtf1\ansi One}": "is RTF or JSON: save it as plain text",
     b'[\n  {"title": "Ode", "lines": ["one two"]}\n]': "is RTF or JSON",
     b'{"poem": "one"}\n{"poem": "two"}': "is RTF or JSON",
