@@ -85,27 +85,6 @@ def run_script(folder, **settings):
     return subprocess.run(command, cwd=folder, capture_output=True, text=True)
 
 
-def start_script(folder, **settings):
-    """Start the script as a command, and leave it running."""
-    return subprocess.Popen(
-        [sys.executable, ROOT / "quatrains.py", *arguments(**settings)],
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def wait_for(process, text):
-    """Read a process's output up to the line that contains a text, and return it."""
-    read = []
-    for line in process.stdout:
-        read.append(line)
-        if text in line:
-            return "".join(read)
-    raise AssertionError("".join(read) + process.stderr.read())
-
-
 def read_files(folder):
     """Read every file in a folder and its subfolders, to compare them: {path: bytes}."""
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
@@ -149,15 +128,15 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "long: takes many seconds; only with --long, as in CI")
 
 
-def pytest_collection_modifyitems(config, items):
-    if not config.getoption("--long"):
-        for item in items:
-            if item.get_closest_marker("long"):
-                item.add_marker(pytest.mark.skip(reason="slow: --long runs it"))
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("long") and not item.config.getoption("--long"):
+        pytest.skip("slow: --long runs it")
 
 
 @pytest.fixture
-def verses(tmp_path):
+def verses(tmp_path, monkeypatch):
+    """A corpus in an empty folder, which is the working directory."""
+    monkeypatch.chdir(tmp_path)
     return write_verses(tmp_path / "verses.txt")
 
 

@@ -1,6 +1,5 @@
 """GloVe vectors: files with other lines, unusable files, and random vectors."""
 
-import gzip
 from pathlib import Path
 
 import numpy as np
@@ -73,7 +72,6 @@ SKIPPED = {
     "tabs": (b"king 1" + ONES).replace(b" ", b"\t"),
     "not UTF-8": b"caf\xe9 1" + ONES + b"\nking 1\xff" + ONES,
     "binary": bytes(range(256)) + b"\nking " + bytes(200),
-    "packed": gzip.compress(GOOD),
     "UTF-16": GOOD.decode().encode("utf-16"),
     "no word of the corpus": b"unused 1" + ONES,
 }
@@ -100,13 +98,6 @@ def test_without_a_file_vectors_are_random_and_only_auto_says_so(capsys):
     assert capsys.readouterr().out == ""
     assert embeddings.shape == (len(corpus.vocabulary), 77)
     assert (embeddings.mean(), embeddings.std()) == pytest.approx((0, 0.4), abs=0.01)
-
-
-def test_files_that_cannot_be_read_are_refused():
-    for path in ("data", "missing.txt"):
-        reason = r"cannot be read \(.*\): set glove = \"none\""
-        with pytest.raises(quatrains.UsageError, match=f"^GloVe file {path} {reason}$"):
-            embed(path)
 
 
 def test_training_starts_from_the_vectors_of_the_file(verses):
