@@ -15,6 +15,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 from PIL import Image
+from selenium import webdriver
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+from tensorboard.program import TensorBoard
 
 import quatrains
 from conftest import QUICK, ROOT, SMALL, read_curve, run
@@ -117,9 +121,6 @@ def test_quotes_and_scores_of_every_run_are_logged(experiment):
 
 def read_events(folder):
     """Read an experiment's events, and its row in HParams."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
-
     events = EventAccumulator(str(folder), size_guidance={"tensors": 0}).Reload()
     row = events.PluginTagToContent("hparams")["_hparams_/session_start_info"]
     return events, HParamsPluginData.FromString(row).session_start_info
@@ -141,8 +142,7 @@ def test_the_graph_has_each_layer_at_the_top(experiment):
     assert top - {"NoOp", "Identity"} == {"words", "Embedding", "GRU", "Dense"}
 
 
-def test_experiments_whose_names_end_alike_are_two_rows(verses, monkeypatch):
-    monkeypatch.chdir(verses.parent)
+def test_experiments_whose_names_end_alike_are_two_rows(verses):
     for name in ("morning/try", "evening/try"):
         assert run(**QUICK | {"runs": 1, "name": name}) == 0
     rows = [read_events(path)[1].group_name for path in sorted(Path("logs").glob("*/try"))]
@@ -221,9 +221,6 @@ def watch(log_dir):
     """Open a browser on a TensorBoard of a log directory."""
     if not (CHROMIUM and DRIVER):
         pytest.skip("no Chromium: `apt-get install chromium chromium-driver`")
-    from selenium import webdriver
-    from tensorboard.program import TensorBoard
-
     board = TensorBoard()
     board.configure(argv=["", f"--logdir={log_dir}", "--port=0", "--reload_interval=0"])
     options = webdriver.ChromeOptions()
