@@ -111,3 +111,9 @@ def test_averaged_weights_replace_the_last_ones_when_training_ends(train, monkey
         share = np.array([1 / 8, 1 / 8, 1 / 4, 1 / 2])
         np.testing.assert_allclose(value, np.tensordot(share, steps, 1), atol=1e-6)
         assert not np.allclose(value, steps[-1], atol=1e-5)
+
+
+def test_a_system_error_in_a_callback_keeps_its_traceback(train):
+    with pytest.raises(FileNotFoundError, match="mine") as error, quatrains.one_line_errors():
+        train(CALLBACKS.CSVLogger("missing/mine.csv"))
+    assert "csv_logger.py" in [entry.path.name for entry in error.traceback]

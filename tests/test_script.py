@@ -3,7 +3,6 @@
 import io
 import os
 import re
-import runpy
 import shutil
 import subprocess
 import sys
@@ -128,10 +127,10 @@ def test_from_standard_input_it_takes_arguments_and_the_environment(first_traini
 
 
 def test_a_program_runs_it_and_captures_its_output(tmp_path, monkeypatch, verses):
-    script = str(ROOT / "quatrains.py")
-    monkeypatch.setattr(sys, "argv", [script, *arguments(**QUICK | {"name": "captured"})])
+    script = ROOT / "quatrains.py"
+    monkeypatch.setattr(sys, "argv", [str(script), *arguments(**QUICK | {"name": "captured"})])
     with redirect_stdout(io.StringIO()) as out:
-        runpy.run_path(script, run_name="__main__")
+        exec(script.read_text(encoding="utf-8"), {"__name__": "__main__"})
     assert re.search(r"\n1/1 - .* - val_loss: (?s:.*)\nLongest quote: ", out.getvalue())
     assert [*tmp_path.glob("logs/*-captured/checkpoint.keras")]
 
