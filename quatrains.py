@@ -589,7 +589,7 @@ def make_windows(corpus: Corpus, phrase_len: int, whole: bool) -> np.ndarray:
     return windows if whole else windows[breaks_in_phrase <= 1]
 
 
-def make_samples(corpus: Corpus, settings: Settings) -> tuple[Samples, Samples]:
+def make_samples(corpus: Corpus, settings: Settings) -> list[Samples]:
     """Return 95% of the samples for training, and 5% for validation. The weight is the square root
     of the target's count, or 1 without `class_weights`. Raise UsageError if there are fewer than 20
     samples."""
@@ -600,12 +600,9 @@ def make_samples(corpus: Corpus, settings: Settings) -> tuple[Samples, Samples]:
             f"corpus {settings.corpus} gives {len(windows)} samples, but at least 20 are needed: "
             f"set corpus to a longer text{'' if settings.whole_quatrains else lower}"
         )
-    targets = windows[:, -1:]
-    weights = corpus.counts[targets[:, 0]] ** (0.5 if settings.class_weights else 0)
-    arrays = windows[:, :-1], targets, weights.astype(np.float32)
-    parts = [np.split(array, [int(0.95 * len(windows))]) for array in arrays]
-    training, validation = zip(*parts, strict=True)
-    return Samples(*training), Samples(*validation)
+    weights = (corpus.counts ** (0.5 if settings.class_weights else 0)).astype(np.float32)
+    parts = np.split(windows, [int(0.95 * len(windows))])
+    return [Samples(part[:, :-1], part[:, -1:], weights[part[:, -1]]) for part in parts]
 
 
 # %% Model
