@@ -857,14 +857,16 @@ class QuatrainLM:
     def sample_lines(self, drafts: list, end: str, settings: Settings, rng: Any) -> list:
         """Continue each draft until the token `end`, or to `max_length`. Return a list of `best_of`
         candidates for each draft."""
-        best_of, end_id = settings.best_of, self.corpus.vocabulary.index(end)
+        end_id = self.corpus.vocabulary.index(end)
         within_line = self.is_text.copy()
         within_line[end_id] = True
         # Breaks pad phrases that are too short. The recipe "2017" is not trained on phrases with
         # several breaks, but starts with them, as published.
         breaks = [0] * settings.phrase_len
-        candidates = [Draft([*ids], [*ratios]) for ids, ratios in drafts for _ in range(best_of)]
-        active = candidates  # They grow in place.
+        groups = [
+            [Draft([*ids], [*ratios]) for _ in range(settings.best_of)] for ids, ratios in drafts
+        ]
+        active = [draft for group in groups for draft in group]  # They grow in place.
         while active := [draft for draft in active if len(draft.token_ids) < settings.max_length]:
             phrases = np.array([(breaks + ids)[-len(breaks) :] for ids, _ in active], np.int32)
             probs = self.predict(self.model, phrases).numpy()
@@ -883,7 +885,7 @@ class QuatrainLM:
                     draft.log_ratios.append(log_ratio)
                 if token_id != end_id:
                     active.append(draft)
-        return [candidates[i : i + best_of] for i in range(0, len(candidates), best_of)]
+        return groups
 
     def choose_line(self, candidates: list, max_quote_len: int) -> Draft:
         """Return the candidate with the highest SLOR among those within `max_quote_len` or, if
