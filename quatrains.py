@@ -796,7 +796,7 @@ class Draft(NamedTuple):
         return float(np.mean(self.log_ratios or 0))
 
 
-@dataclass(eq=False, repr=False)
+@dataclass
 class QuatrainLM:
     """A trained language model that generates quatrains, with all that is needed to resume its
     training."""
