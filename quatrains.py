@@ -439,12 +439,12 @@ def split_quatrains(text: str) -> list:
     heading = HEADING if gap == "\n\n" else LONE_NUMERAL
     section, number, quatrains = "", 0, []
     for stanza in COMMENT.sub("", text).split(gap):
-        lines = [line for line in stanza.split("\n") if TOKEN.search(line)]
-        if match := re.fullmatch(heading, "\n".join(lines)):
+        verse = "\n".join(filter(TOKEN.search, stanza.split("\n")))
+        if match := re.fullmatch(heading, verse):
             section, number = f"{match[1]}.", 0
-        elif lines:
+        elif verse:
             number += 1
-            quatrains.append((f"{section}{number}", "\n".join(lines)))
+            quatrains.append((f"{section}{number}", verse))
     return quatrains
 
 
