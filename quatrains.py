@@ -492,11 +492,10 @@ def index_corpus(quatrains: list, line_ends: bool = False) -> Corpus:
 def describe_corpus(corpus: Corpus, settings: Settings):
     """Print the size of a corpus, and advice on what may need to be changed."""
     lengths = [len(row) for row in corpus.tokens]
-    pairs = zip(corpus.vocabulary, corpus.counts, strict=True)
-    counts = [count for token, count in pairs if not is_control(token)]
+    tokens = [token for row in corpus.tokens for token in row if not is_control(token)]
     print(
-        f"Corpus: {settings.corpus} has {len(lengths):,} quatrains, {sum(counts):,} tokens, "
-        f"{len(counts):,} distinct tokens."
+        f"Corpus: {settings.corpus} has {len(lengths):,} quatrains, {len(tokens):,} tokens, "
+        f"{len({*tokens}):,} distinct tokens."
     )
     if not any("\n" in text for _, text in corpus.quatrains):
         print("Each quatrain is one line. If this is wrong, separate quatrains with blank lines.")
