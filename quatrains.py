@@ -400,9 +400,8 @@ def strip_markup(text: str) -> str:
     text = html.unescape(text)
     bracket = r"\[[^][\n]*\][ \t]*"
     # Remove "[Chorus]" with its line break, so that no blank line is left, and "[00:12.50]" before
-    # words.
-    text = re.sub(rf"(?m)^[ \t]*({bracket})+\n?", "", text)
-    text = re.sub(rf"(?m){bracket}$", "", text)
+    # or after words.
+    text = re.sub(rf"(?m)^[ \t]*({bracket})+\n?|{bracket}$", "", text)
     # A number in the margin follows a tab or three spaces.
     return re.sub(r"(?m)(?<=\S)( ?\t|   )[ \t]*\d+[ \t]*$", "", text)
 
