@@ -741,19 +741,17 @@ def wrap_lines(words: list, count: int) -> list:
 
 def format_verse(lines: list, casing: Casing) -> str:
     """Format lines of lower-case words as verse, with capitals."""
-    texts, before = [], ""
+    verse = ""
     for words in lines:
-        shown = []
         for word in words:
             bare = word.rstrip(PUNCTUATION)
             form = casing.forms.get(bare, bare)
-            if before in casing.before_capitals:
+            if verse[-1:] in casing.before_capitals:
                 form = capitalize(form)
-            shown.append(form + word.removeprefix(bare))
-            before = word[-1]
-        texts.append(" ".join(shown))
-        before = "\n"
-    return re.sub(rf"(?<=[{CJK}]) (?=[{CJK}])", "", "\n".join(texts))
+            verse += f" {form}{word.removeprefix(bare)}"
+        verse += "\n"
+    # No spaces at the start of a line, or between Han or Kana.
+    return re.sub(rf"(?m)^ |(?<=[{CJK}]) (?=[{CJK}])", "", verse).rstrip()
 
 
 def capitalize(text: str) -> str:
