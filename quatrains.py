@@ -712,14 +712,9 @@ def learn_casing(quatrains: list) -> Casing:
 def split_lines(tokens: list) -> list:
     """Split tokens at line ends into lists of words. Attach to each word the last of the marks that
     follow it; drop marks before a line's first word."""
-    lines = [[]]
-    for token in tokens:
-        if is_control(token):
-            lines.append([])
-        elif token not in PUNCTUATION:
-            lines[-1].append(token)
-        elif lines[-1]:
-            lines[-1][-1] = lines[-1][-1].rstrip(PUNCTUATION) + token
+    # Of marks in a row, the last one stays, without a space before it.
+    text = re.sub(rf"[ {PUNCTUATION}]*([{PUNCTUATION}])", r"\1", " ".join(tokens))
+    lines = [line.lstrip(PUNCTUATION).split() for line in re.split("<.*?>", text)]
     return [words for words in lines if words]
 
 
