@@ -1107,8 +1107,11 @@ def log_epoch(writers: dict, lm: QuatrainLM, metrics: dict):
     curves = {"learning_rate": float(model.optimizer.learning_rate)} | metrics
     if model.loss == "sparse_categorical_crossentropy":
         # The loss without weight penalties.
-        weights = [weight for weight in model.trainable_weights if weight.regularizer]
-        penalty = sum(float(weight.regularizer(weight)) for weight in weights)
+        penalty = sum(
+            float(weight.regularizer(weight))
+            for weight in model.trainable_weights
+            if weight.regularizer
+        )
         curves["val_cross_entropy"] = metrics["val_loss"] - penalty
     for name, value in curves.items():
         part = "validation" if name.startswith("val_") else "train"
