@@ -1179,17 +1179,17 @@ def hash_dropout(values: tf.Tensor, rate: float, seed: Any, noise_shape: Any) ->
     key = hash_bits(seed[0] ^ hash_bits(seed[1]))
     index = tf.cast(tf.range(tf.reduce_prod(noise_shape)), tf.uint32)
     # The golden ratio spreads neighboring indices over all bits.
-    spread = tf.reshape(index, noise_shape) * np.uint32(0x9E3779B1)
-    mask = tf.where(hash_bits(spread ^ key) < np.uint32(rate * 2**32), 0.0, 1 / (1 - rate))
-    return values * tf.cast(mask, values.dtype)
+    spread = tf.reshape(index, noise_shape) * 0x9E3779B1
+    kept = hash_bits(spread ^ key) >= int(rate * 2**32)
+    return values * tf.cast(kept, values.dtype) * (1 / (1 - rate))
 
 
 def hash_bits(bits: tf.Tensor) -> tf.Tensor:
     """Hash 32-bit integers with Chris Wellons's lowbias32, less its last step, which changes only
     the lower half of the bits."""
     for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
-        bits ^= tf.bitwise.right_shift(bits, np.uint32(shift))
-        bits *= np.uint32(factor)
+        bits ^= tf.bitwise.right_shift(bits, shift)
+        bits *= factor
     return bits
 
 
