@@ -1206,7 +1206,7 @@ def plan_epoch(samples: int, batch_size: int) -> tuple[int, int, int]:
     return calls, steps, math.ceil(samples / (calls * steps))
 
 
-def compile_steps(model: keras.Model, samples: Samples, steps: int, use_xla: bool) -> Any:
+def compile_steps(model: keras.Model, samples: Samples, use_xla: bool) -> Any:
     """Return a function that trains on one batch after another, given the indices of their samples
     (int32, steps x batch size). Keras's `fit` would make one XLA call per step."""
     arrays = [tf.constant(array) for array in samples]
@@ -1214,14 +1214,14 @@ def compile_steps(model: keras.Model, samples: Samples, steps: int, use_xla: boo
     def train_steps(indices):
         """Train on the batches of one call."""
 
-        def train_step(step):
-            """Train on one batch. Return the next batch's number."""
-            model.train_step(tuple(tf.gather(array, indices[step]) for array in arrays))
-            return [step + 1]
+        def train_step(batch):
+            """Train on one batch. Return anything, because map_fn collects it."""
+            model.train_step(tuple(tf.gather(array, batch) for array in arrays))
+            return batch
 
         with fast_dropout():
-            # A Python loop would be unrolled into `steps` copies.
-            tf.while_loop(lambda step: step < steps, train_step, [0])
+            # A Python loop would be unrolled into copies of the step.
+            tf.map_fn(train_step, indices)
 
     if model.run_eagerly:
         return train_steps
@@ -1262,7 +1262,7 @@ def fit_runs(lm: QuatrainLM, training: Samples, validation: Samples):
     published. Raise UsageError if its loss is not finite."""
     settings, model, count = lm.settings, lm.model, len(training.targets)
     calls, steps, batch_size = plan_epoch(count, settings.batch_size)
-    train_steps = compile_steps(model, training, steps, settings.use_xla)
+    train_steps = compile_steps(model, training, settings.use_xla)
     held_out = tf.data.Dataset.from_tensor_slices(validation[:2]).batch(settings.batch_size)
     writers = open_logs(lm)
     callbacks = list_callbacks(lm, calls * steps)

@@ -96,7 +96,7 @@ def test_steps_and_metrics_are_those_of_keras(name, use_xla):
     rng = np.random.default_rng(2)
     windows = rng.integers(0, 12, (74, ours.input_shape[1] + 1)).astype(np.int32)
     samples = Samples(windows[:, :-1], windows[:, -1:], rng.uniform(1, 9, 74).astype(np.float32))
-    train_steps = quatrains.compile_steps(ours, samples, 3, use_xla)
+    train_steps = quatrains.compile_steps(ours, samples, use_xla)
     for our, their in zip(ours.variables, theirs.variables, strict=True):
         their.assign(our)  # With the seeds of dropout.
     untrained = ours.get_weights()
