@@ -1208,7 +1208,7 @@ def plan_epoch(samples: int, batch_size: int) -> tuple[int, int, int]:
 
 def compile_steps(model: keras.Model, samples: Samples, use_xla: bool) -> Any:
     """Return a function that trains on one batch after another, given the indices of their samples
-    (int32, steps x batch size). Keras's `fit` would make one XLA call per step."""
+    (int64, steps x batch size). Keras's `fit` would make one XLA call per step."""
     arrays = [tf.constant(array) for array in samples]
 
     def train_steps(indices):
@@ -1230,15 +1230,15 @@ def compile_steps(model: keras.Model, samples: Samples, use_xla: bool) -> Any:
     return graph_function(train_steps, jit_compile=use_xla)
 
 
-def start_epoch(model: keras.Model, rng: Any, samples: int, shape: tuple) -> tf.Tensor:
+def start_epoch(model: keras.Model, rng: Any, samples: int, shape: tuple) -> np.ndarray:
     """Reset the metrics, and seed the dropout layers: Keras does not save their state, and training
-    must resume exactly. Return the indices of all samples in random order (int32, calls x steps x
+    must resume exactly. Return the indices of all samples in random order (int64, calls x steps x
     batch size). The first ones are repeated to fill the shape."""
     model.reset_metrics()
     for variable in model.non_trainable_variables:
         if variable.name == "seed_generator_state":
             variable.assign(rng.integers(2**32, size=2, dtype=np.uint32))
-    return tf.constant(np.resize(rng.permutation(samples), shape), tf.int32)
+    return np.resize(rng.permutation(samples), shape)
 
 
 def list_callbacks(lm: QuatrainLM, batches: int) -> keras.callbacks.CallbackList:
