@@ -31,6 +31,7 @@ import json
 import math
 import os
 import re
+import secrets
 import subprocess
 import sys
 import time
@@ -273,7 +274,7 @@ def require_packages():
     missing = not all(map(importlib.util.find_spec, ("tensorflow", "tensorboard")))
     if missing and INTERACTIVE:
         print("Installing the packages in requirements.txt. This takes a few minutes.")
-        missing = subprocess.run(command, check=False).returncode
+        missing = subprocess.call(command)
         importlib.invalidate_caches()
     if missing:
         raise UsageError(f"packages are missing: run `{' '.join(command)}` in the script's folder")
@@ -1314,7 +1315,7 @@ def start_experiment(settings: Settings) -> QuatrainLM:
     of them is unusable."""
     device = prepare_device(settings)
     if settings.seed is None:  # Saved with the experiment, so that it can be resumed exactly.
-        settings = replace(settings, seed=int.from_bytes(os.urandom(4), "big"))
+        settings = replace(settings, seed=secrets.randbits(32))
     corpus = index_corpus(read_corpus(settings.corpus), settings.whole_quatrains)
     # Called only to fail before a folder is made.
     make_samples(corpus, settings)
