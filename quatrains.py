@@ -1245,7 +1245,6 @@ def start_epoch(model: keras.Model, rng: Any, samples: int, shape: tuple) -> np.
 def list_callbacks(lm: QuatrainLM, batches: int) -> keras.callbacks.CallbackList:
     """Return the callbacks, with Keras's history and progress bar."""
     runs = lm.settings.runs - lm.completed_runs
-    lm.model.stop_training = False  # Callbacks may set it.
     return keras.callbacks.CallbackList(
         make_callbacks(lm.settings),
         add_history=True,
@@ -1286,12 +1285,12 @@ def fit_runs(lm: QuatrainLM, training: Samples, validation: Samples):
                     break
             validated = model.evaluate(held_out, callbacks=callbacks, return_dict=True)
             metrics |= {f"val_{name}": value for name, value in validated.items()}
-            lm.completed_epochs = epoch + 1
+            lm.completed_epochs += 1
             log_epoch(writers, lm, metrics)  # Before callbacks change the learning rate.
             callbacks.on_epoch_end(epoch, metrics)
             if not np.isfinite(metrics["val_loss"]):
                 raise UsageError("val_loss is not finite: lower learning_rate and train again")
-        lm.completed_runs = run + 1
+        lm.completed_runs += 1
         if model.stop_training or lm.completed_runs == settings.runs:
             # Weights become moving averages (`use_ema`), or EarlyStopping restores the best ones.
             model.optimizer.finalize_variable_values(model.trainable_weights)
