@@ -1134,26 +1134,27 @@ def log_run(writers: dict, lm: QuatrainLM, run: int, quatrains: list):
         tf.summary.text("quatrains", markdown)
         tf.summary.scalar("quote", max(len(quatrain.quote) for quatrain in quatrains))
         tf.summary.scalar("slor", np.mean([quatrain.slor for quatrain in quatrains]))
-    log_embedding(lm.folder, lm.model, lm.corpus.vocabulary)
+    log_embedding(lm)
 
 
-def log_embedding(folder: Path, model: keras.Model, vocabulary: list):
+def log_embedding(lm: QuatrainLM):
     """Write the matrices that have one row per word, and the words, for the Projector."""
-    (folder / "words.tsv").write_text("\n".join(vocabulary) + "\n", encoding="utf-8")
+    vocabulary = lm.corpus.vocabulary
+    (lm.folder / "words.tsv").write_text("\n".join(vocabulary) + "\n", encoding="utf-8")
     config = projector.ProjectorConfig()
-    for number, weight in enumerate(model.weights):
-        if len(weight.shape) == 2 and weight.shape[0] == len(vocabulary):
+    for number, weight in enumerate(lm.model.weights):
+        if weight.shape[:-1] == (len(vocabulary),):
             name = f"embedding{number}"
             # TensorBoard mistakes some files for text, but none with this first byte. It is the
             # least significant byte of a number, so changing it is harmless.
-            (folder / name).write_bytes(b"\xff" + weight.numpy().astype("float32").tobytes()[1:])
+            (lm.folder / name).write_bytes(b"\xff" + weight.numpy().astype("float32").tobytes()[1:])
             config.embeddings.add(
                 tensor_name=name,
                 tensor_path=name,
                 tensor_shape=weight.shape,
                 metadata_path="words.tsv",
             )
-    projector.visualize_embeddings(str(folder), config)
+    projector.visualize_embeddings(str(lm.folder), config)
 
 
 # %% Fast dropout
