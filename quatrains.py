@@ -326,17 +326,17 @@ graph_function = functools.partial(tf.function, autograph=False)
 
 
 def prepare_device(settings: Settings) -> str:
-    """Return the device to train on. Raise UsageError if a GPU is requested but not found."""
-    if not settings.use_gpu:
-        return "/cpu:0"
-    if not tf.config.list_physical_devices("GPU"):
+    """Return the device to train on, which is deterministic if there is a seed. Raise UsageError if
+    a GPU is requested but not found."""
+    if settings.use_gpu and not tf.config.list_physical_devices("GPU"):
         raise UsageError(
             "use_gpu = True, but TensorFlow found no GPU: install the GPU driver and "
             '"tensorflow[and-cuda]", or set use_gpu = False'
         )
-    if settings.seed is not None:  # Then training must be reproducible. On the CPU, it is anyway.
+    # With XLA, the CPU is deterministic anyway.
+    if settings.seed is not None and (settings.use_gpu or not settings.use_xla):
         tf.config.experimental.enable_op_determinism()
-    return "/gpu:0"
+    return "/gpu:0" if settings.use_gpu else "/cpu:0"
 
 
 # %% Corpus
@@ -713,7 +713,7 @@ def learn_casing(quatrains: list) -> Casing:
 def split_lines(tokens: list) -> list:
     """Split tokens at line ends into lists of words. Attach to each word the last of the marks that
     follow it; drop marks before a line's first word."""
-    # Of marks in a row, the last one stays, without a space before it.
+    # Of several marks in a row, only the last one stays, without a space before it.
     text = re.sub(rf"[ {PUNCTUATION}]*([{PUNCTUATION}])", r"\1", " ".join(tokens))
     lines = [line.lstrip(PUNCTUATION).split() for line in re.split("<.*?>", text)]
     return [words for words in lines if words]
@@ -1075,8 +1075,8 @@ def locked(folder: Path):
 def log_experiment(writer: tf.summary.SummaryWriter, lm: QuatrainLM):
     """Log the graph of the layers, and the settings for HParams."""
     model, settings = lm.model, lm.settings
-    # HParams initially shows five settings. It puts those that differ between
-    # experiments first, and sorts the rest by name, capitals before lower case.
+    # HParams initially shows five settings. It puts those that differ between experiments first,
+    # and sorts the rest by name, capitals before lower case.
     row = {
         "Experiment": settings.name or settings.recipe,
         "Layers": ", ".join(type(layer).__name__ for layer in model.layers),
@@ -1164,8 +1164,8 @@ def log_embedding(lm: QuatrainLM):
 @contextlib.contextmanager
 def fast_dropout():
     """Replace tf.nn.experimental.stateless_dropout, which Keras's Dropout and GRU call, in graphs
-    traced within the `with` block. Under XLA, generating its random bits takes most of a training
-    step."""
+    traced within the `with` block. Under XLA, generating its random bits takes most of a
+    training step."""
     original = tf.nn.experimental.stateless_dropout
     tf.nn.experimental.stateless_dropout = hash_dropout
     try:

@@ -19,7 +19,7 @@ from types import SimpleNamespace
 import pytest
 
 import quatrains
-from conftest import QUICK, read_curve, read_files, run, write_verses
+from conftest import QUICK, ROOT, SMALL, read_curve, read_files, run, write_verses
 from quatrains import keras, np, tf
 
 RESUME = {"resume": True, "runs": 9}
@@ -151,6 +151,15 @@ def test_plain_keras_loads_and_evaluates_checkpoints_of_both_recipes(trained, tm
     )
     output = subprocess.check_output([sys.executable, "-c", code, *arguments], text=True)
     assert [*map(float, output.split())] == pytest.approx([*map(float, printed)], abs=6e-5)
+
+
+def test_large_batches_repeat_exactly_without_xla(tmp_path, monkeypatch):
+    """TensorFlow would add up the gradients of a word in any order."""
+    monkeypatch.chdir(tmp_path)
+    large = {"corpus": str(ROOT / "data" / "quatrains.txt"), "batch_size": 4000, "phrase_len": 2}
+    settings = SMALL | large | {"runs": 1, "epochs_per_run": 1, "embedding_dim": 300}
+    models = [quatrains.train(**settings).model for _ in range(2)]
+    assert all(map(np.array_equal, *[model.get_weights() for model in models]))
 
 
 CONTRADICTS = "contradicts the checkpoint, which was trained with"
