@@ -83,7 +83,7 @@ def test_lines_that_are_not_a_word_and_its_numbers_are_skipped(line):
     check(embed("auto"), VECTORS)
     # Without others, the file is unusable.
     DEFAULT.write_bytes(line)
-    reason = f"has no line with a word of the corpus and {DIM} numbers: set embedding_dim to the length of its"
+    reason = f"has no line with a word of the corpus and {DIM} numbers: set embedding_dim to "
     with pytest.raises(quatrains.UsageError, match=f'^GloVe file {DEFAULT} {reason}.* "none"$'):
         embed("auto")
 
