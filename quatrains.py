@@ -32,8 +32,10 @@ import math
 import os
 import re
 import secrets
+import signal
 import subprocess
 import sys
+import threading
 import time
 import unicodedata
 import warnings
@@ -155,7 +157,7 @@ RECIPES = {
         best_of=40,
     ),
 }
-# Minimum and maximum. All other numbers are from 0 (float) or 1 (int) to a billion.
+# Minimum and maximum. All other numeric settings range from 0 (float) or 1 (int) to a billion.
 RANGES = {
     "seed": (0, 2**32 - 1),
     "temperature": (0, 100),
@@ -252,9 +254,18 @@ def read_command_line(arguments: list) -> dict:
     return vars(parser.parse_args(arguments))
 
 
+def repeat_interrupt(ignored: Any):
+    """Repeat a Ctrl-C that Python has ignored, because it came while an object was deleted."""
+    if ignored.exc_type is KeyboardInterrupt:
+        threading.Timer(0.1, signal.raise_signal, [signal.SIGINT]).start()
+    else:
+        sys.__unraisablehook__(ignored)
+
+
 @contextlib.contextmanager
 def one_line_errors():
     """On a UsageError or Ctrl-C, outside notebooks, exit with one line instead of a traceback."""
+    sys.unraisablehook = repeat_interrupt
     try:
         yield
     except (UsageError, KeyboardInterrupt) as error:
@@ -326,8 +337,8 @@ graph_function = functools.partial(tf.function, autograph=False)
 
 
 def prepare_device(settings: Settings) -> str:
-    """Return the device to train on, which is deterministic if there is a seed. Raise UsageError if
-    a GPU is requested but not found."""
+    """Return the device to train on, and make it deterministic if there is a seed. Raise UsageError
+    if a GPU is requested but not found."""
     if settings.use_gpu and not tf.config.list_physical_devices("GPU"):
         raise UsageError(
             "use_gpu = True, but TensorFlow found no GPU: install the GPU driver and "
@@ -408,9 +419,9 @@ def strip_markup(text: str) -> str:
 
 
 def normalize(text: str) -> str:
-    """Replace with spaces all dashes, ellipses, quotes, and other punctuation and symbols that are
-    not tokens. Remove most invisible characters, unify apostrophes and hyphens, join "U.S.S.R.",
-    strip lines, and normalize to NFC."""
+    """Turn all dashes, ellipses, quotation marks, and other punctuation and symbols that are not
+    tokens into spaces. Remove most invisible characters, unify apostrophes and hyphens, join
+    "U.S.S.R.", strip lines, and normalize to NFC."""
     # These are handled below, or kept.
     skipped = f"{PUNCTUATION}{JOINERS}#'-\u2018\u2019\u2010\u2011\n"
     for char in {*text} - {*skipped}:
@@ -494,8 +505,8 @@ def describe_corpus(corpus: Corpus, settings: Settings):
     lengths = [len(row) for row in corpus.tokens]
     tokens = [token for row in corpus.tokens for token in row if not is_control(token)]
     print(
-        f"Corpus: {settings.corpus} has {len(lengths):,} quatrains, {len(tokens):,} tokens, "
-        f"{len({*tokens}):,} distinct tokens."
+        f"Corpus: {settings.corpus} has {len(lengths):,} quatrains of {len(tokens):,} words and "
+        f"punctuation marks ({len({*tokens}):,} distinct)."
     )
     if not any("\n" in text for _, text in corpus.quatrains):
         print("Each quatrain is one line. If this is wrong, separate quatrains with blank lines.")
@@ -646,8 +657,9 @@ def build_model(embeddings: np.ndarray, settings: Settings) -> keras.Model:
 
 
 def sparse_categorical_accuracy(targets, probs):
-    """Compute Keras's accuracy (float32, batch) without its argmax, which is slow under XLA. It has
-    the name of Keras's own function, so that programs without this script can load the model."""
+    """Compute Keras's accuracy (float32, batch) without its argmax, which is slow under XLA. This
+    function has the name of Keras's own, so that programs without this script can load the
+    model."""
     is_likeliest = tf.gather(probs, targets, batch_dims=1)[:, 0] >= tf.reduce_max(probs, -1)
     return tf.cast(is_likeliest, tf.float32)
 
@@ -1217,7 +1229,7 @@ def compile_steps(model: keras.Model, samples: Samples, use_xla: bool) -> Any:
         """Train on the batches of one call."""
 
         def train_step(batch):
-            """Train on one batch. Return anything, because map_fn collects it."""
+            """Train on one batch. The return value is unused, but map_fn needs one."""
             model.train_step(tuple(tf.gather(array, batch) for array in arrays))
             return batch
 

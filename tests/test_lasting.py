@@ -162,6 +162,18 @@ def test_large_batches_repeat_exactly_without_xla(tmp_path, monkeypatch):
     assert all(map(np.array_equal, *[model.get_weights() for model in models]))
 
 
+def test_ctrl_c_while_an_object_is_deleted_ends_training(copied, monkeypatch):
+    """Python ignores errors there, so now and then, a Ctrl-C was lost."""
+
+    class Deleted:
+        def __del__(self):
+            signal.raise_signal(signal.SIGINT)
+
+    callback = keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: Deleted())
+    monkeypatch.setattr(quatrains, "make_callbacks", lambda settings: [callback])
+    assert run(**RESUME | {"runs": 300}) == 130
+
+
 CONTRADICTS = "contradicts the checkpoint, which was trained with"
 REFUSED = [
     ({"gru_dim": 9}, f"gru_dim = 9 {CONTRADICTS} 8: leave gru_dim out, or set log_dir to"),
