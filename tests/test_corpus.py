@@ -249,7 +249,7 @@ def test_the_start_says_if_most_quatrains_do_not_fit(capsys):
     assert describe(capsys, SONNET, recipe="2017")[1:] == []
     texts, fitting = (SONNET, SONNET, VERSE), len(tokenize(SONNET, line_ends=True))
     (note,) = describe(capsys, *texts, recipe="verse")[1:]
-    assert re.search(rf"max_length = 64\b.* max_length = {fitting},", note)
+    assert re.search(rf"max_length = 64\b.* --max-length {fitting},", note)
     for change in (0, -1):
         notes = describe(capsys, *texts, recipe="verse", max_length=fitting + change)[1:]
         assert len(notes) == -change
