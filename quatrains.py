@@ -255,7 +255,8 @@ def read_command_line(arguments: list) -> dict:
 
 
 def repeat_interrupt(ignored: Any):
-    """Repeat a Ctrl-C that Python has ignored, because it came while an object was deleted."""
+    """Repeat a Ctrl-C that Python has ignored, because it came while an object was being
+    deleted."""
     if ignored.exc_type is KeyboardInterrupt:
         threading.Timer(0.1, signal.raise_signal, [signal.SIGINT]).start()
     else:
@@ -332,7 +333,7 @@ with one_line_errors(), silent_stderr() if silent else contextlib.nullcontext():
             f"Keras was already imported with the backend {keras.config.backend()}: restart Python"
         )
 tf.get_logger().setLevel("ERROR")  # No retracing warnings in notebooks.
-# AutoGraph would read the source file again, which may have been edited meanwhile.
+# AutoGraph would reread the source file, which may have been edited since.
 graph_function = functools.partial(tf.function, autograph=False)
 
 
@@ -505,8 +506,8 @@ def describe_corpus(corpus: Corpus, settings: Settings):
     lengths = [len(row) for row in corpus.tokens]
     tokens = [token for row in corpus.tokens for token in row if not is_control(token)]
     print(
-        f"Corpus: {settings.corpus} has {len(lengths):,} quatrains of {len(tokens):,} words and "
-        f"punctuation marks ({len({*tokens}):,} distinct)."
+        f"Corpus: {settings.corpus} has {len(lengths):,} quatrains, with a total of "
+        f"{len(tokens):,} words and punctuation marks ({len({*tokens}):,} distinct)."
     )
     if not any("\n" in text for _, text in corpus.quatrains):
         print("Each quatrain is one line. If this is wrong, separate quatrains with blank lines.")
@@ -592,8 +593,8 @@ def make_windows(corpus: Corpus, phrase_len: int, whole: bool) -> np.ndarray:
     breaks, view = [0] * phrase_len, np.lib.stride_tricks.sliding_window_view
     rows = [[*breaks, *map(token_ids.get, tokens), 0] for tokens in corpus.tokens]
     windows = np.concatenate([view(np.array(row, np.int32), phrase_len + 1) for row in rows])
-    # The held-out samples do not depend on `settings.seed`, and depend very little on `phrase_len`,
-    # because windows are shuffled before any are left out.
+    # The held-out samples do not depend on `settings.seed`. They depend very little on
+    # `phrase_len`, because windows are shuffled before any are left out.
     windows = np.random.default_rng(0).permutation(windows)
     breaks_in_phrase = (windows[:, :-1] == 0).sum(1)
     return windows if whole else windows[breaks_in_phrase <= 1]
@@ -675,8 +676,8 @@ def check_model(model: keras.Model, vocab_size: int, phrase_len: int):
     probs = tf.cast(model(np.zeros((2, phrase_len), np.int32)), tf.float32).numpy()
     if probs.shape != (2, vocab_size) or abs(probs.sum(1) - 1).max() > 0.02:
         raise UsageError(
-            f"build_model must turn 2 phrases into (2, {vocab_size}) probabilities, rows summing "
-            f"to 1; got shape {probs.shape}, row sum {probs[0].sum():.3g}"
+            f"build_model must turn 2 phrases into probabilities of shape (2, {vocab_size}), with "
+            f"rows summing to 1; got shape {probs.shape}, row sum {probs[0].sum():.3g}"
         )
     saved = keras.saving.serialize_keras_object(model)
     keras.saving.deserialize_keras_object(saved, custom_objects=globals())
@@ -1139,7 +1140,7 @@ def log_run(writers: dict, lm: QuatrainLM, run: int, quatrains: list):
     markdown = re.sub(r"(?m)^(\d+)\.", r"\1\\.", "\n\n".join(texts))
     with writers[""].as_default(lm.completed_epochs):
         for weight in lm.model.trainable_weights:
-            # A sample of up to 50,000 values has nearly the same histogram, in a tenth of the time.
+            # Up to 50,000 values give nearly the same histogram in a tenth of the time.
             values = weight.numpy().ravel()
             name = f"weights/{weight.path.removeprefix(lm.model.name + '/')}"
             tf.summary.histogram(name, values[:: values.size // 50_000 + 1])
@@ -1329,7 +1330,7 @@ def start_experiment(settings: Settings) -> QuatrainLM:
     if settings.seed is None:  # Saved with the experiment, so that it can be resumed exactly.
         settings = replace(settings, seed=secrets.randbits(32))
     corpus = index_corpus(read_corpus(settings.corpus), settings.whole_quatrains)
-    # Called only to fail before a folder is made.
+    # Called here only so that errors come before a folder is made.
     make_samples(corpus, settings)
     encode_prompt(settings, corpus.vocabulary)
     embeddings = make_embeddings(corpus, settings)

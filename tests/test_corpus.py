@@ -225,7 +225,8 @@ VERSE, SONNET = "One, two\nthree four.", "\n".join(["one two three four five six
 
 def test_the_start_says_what_a_corpus_has_and_if_every_line_is_a_quatrain(capsys):
     # Line ends are no tokens of the text.
-    counted = "Corpus: mine.txt has 2 quatrains of 12 words and punctuation marks (6 distinct)."
+    counted = "Corpus: mine.txt has 2 quatrains, with a total of 12 words and punctuation marks "
+    counted += "(6 distinct)."
     for recipe in quatrains.RECIPES:
         assert describe(capsys, VERSE, VERSE, recipe=recipe) == [counted]
     note = "Each quatrain is one line. If this is wrong, separate quatrains with blank lines."

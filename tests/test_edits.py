@@ -222,7 +222,7 @@ def test_training_resumes_exactly_under_a_dtype_policy_and_never_partially(reque
     assert "\n" not in str(raised.value)
 
 
-NUMBERS = r"^build_model must turn 2 phrases into \(2, 29\) probabilities, .*; got shape"
+NUMBERS = r"^build_model must turn 2 phrases into probabilities of shape \(2, 29\), .*; got shape"
 LAMBDA = "lambda targets, predicted: predicted[:, 0]"
 INSIDE = f"    def sharp(targets, predicted):\n        return predicted[:, 0]\n\n{COMPILE}"
 NO_CONFIG = f"""\

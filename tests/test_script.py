@@ -27,10 +27,10 @@ def test_an_experiment_prints_settings_epochs_quatrains_and_its_checkpoint(first
     assert (done.returncode, done.stderr) == (0, "")
     out, _, end = done.stdout.rpartition("\n\n")
     settings = quatrains.make_settings(**SMALL, corpus="verses.txt")
-    assert out.startswith(f"{settings}\nCorpus: verses.txt has 60 quatrains ")
+    assert out.startswith(f"{settings}\nCorpus: verses.txt has 60 quatrains, ")
     assert 'Model: "quatrains"' in out
     assert (folder / re.fullmatch(SAVED, end)[1]).is_file()
-    tokens = re.search(r"quatrains of (\d,\d{3}) words and .* marks \(28 distinct\)\.\n", out)[1]
+    tokens = re.search(r"quatrains, with a total of (\d,\d{3}) words .*\(28 distinct\)\.\n", out)[1]
     windows = int(tokens.replace(",", "")) - 2 * 60
     samples = int(0.95 * windows)
     sizes = f"Train on {samples} samples, validate on {windows - samples} samples"
