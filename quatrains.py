@@ -1221,22 +1221,22 @@ def plan_epoch(samples: int, batch_size: int) -> tuple[int, int, int]:
     return calls, steps, math.ceil(samples / (calls * steps))
 
 
-def compile_steps(model: keras.Model, samples: Samples, use_xla: bool) -> Any:
+def compile_steps(model: keras.Model, samples: Samples, steps: int, use_xla: bool) -> Any:
     """Return a function that trains on one batch after another, given the indices of their samples
-    (int64, steps x batch size). Keras's `fit` would make one XLA call per step."""
+    (int32, steps x batch size). Keras's `fit` would make one XLA call per step."""
     arrays = [tf.constant(array) for array in samples]
 
     def train_steps(indices):
         """Train on the batches of one call."""
 
-        def train_step(batch):
-            """Train on one batch. The return value is unused, but map_fn needs one."""
-            model.train_step(tuple(tf.gather(array, batch) for array in arrays))
-            return batch
+        def train_step(step):
+            """Train on one batch. Return the next batch's number."""
+            model.train_step(tuple(tf.gather(array, indices[step]) for array in arrays))
+            return [step + 1]
 
         with fast_dropout():
-            # A Python loop would be unrolled into copies of the step.
-            tf.map_fn(train_step, indices)
+            # A Python loop would be unrolled into `steps` copies.
+            tf.while_loop(lambda step: step < steps, train_step, [0])
 
     if model.run_eagerly:
         return train_steps
@@ -1245,15 +1245,15 @@ def compile_steps(model: keras.Model, samples: Samples, use_xla: bool) -> Any:
     return graph_function(train_steps, jit_compile=use_xla)
 
 
-def start_epoch(model: keras.Model, rng: Any, samples: int, shape: tuple) -> np.ndarray:
+def start_epoch(model: keras.Model, rng: Any, samples: int, shape: tuple) -> tf.Tensor:
     """Reset the metrics, and seed the dropout layers: Keras does not save their state, and training
-    must resume exactly. Return the indices of all samples in random order (int64, calls x steps x
+    must resume exactly. Return the indices of all samples in random order (int32, calls x steps x
     batch size). The first ones are repeated to fill the shape."""
     model.reset_metrics()
     for variable in model.non_trainable_variables:
         if variable.name == "seed_generator_state":
             variable.assign(rng.integers(2**32, size=2, dtype=np.uint32))
-    return np.resize(rng.permutation(samples), shape)
+    return tf.constant(np.resize(rng.permutation(samples), shape), tf.int32)
 
 
 def list_callbacks(lm: QuatrainLM, batches: int) -> keras.callbacks.CallbackList:
@@ -1276,7 +1276,7 @@ def fit_runs(lm: QuatrainLM, training: Samples, validation: Samples):
     published. Raise UsageError if its loss is not finite."""
     settings, model, count = lm.settings, lm.model, len(training.targets)
     calls, steps, batch_size = plan_epoch(count, settings.batch_size)
-    train_steps = compile_steps(model, training, settings.use_xla)
+    train_steps = compile_steps(model, training, steps, settings.use_xla)
     held_out = tf.data.Dataset.from_tensor_slices(validation[:2]).batch(settings.batch_size)
     writers = open_logs(lm)
     callbacks = list_callbacks(lm, calls * steps)

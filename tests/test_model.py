@@ -96,7 +96,7 @@ def test_steps_and_metrics_are_those_of_keras(name, use_xla):
     rng = np.random.default_rng(2)
     windows = rng.integers(0, 12, (74, ours.input_shape[1] + 1)).astype(np.int32)
     samples = Samples(windows[:, :-1], windows[:, -1:], rng.uniform(1, 9, 74).astype(np.float32))
-    train_steps = quatrains.compile_steps(ours, samples, use_xla)
+    train_steps = quatrains.compile_steps(ours, samples, 3, use_xla)
     for our, their in zip(ours.variables, theirs.variables, strict=True):
         their.assign(our)  # With the seeds of dropout.
     untrained = ours.get_weights()
@@ -104,7 +104,7 @@ def test_steps_and_metrics_are_those_of_keras(name, use_xla):
     for epoch in rng.integers(0, 74, (2, 2, 3, 13), np.int32):
         ours.reset_metrics()
         for indices in epoch:
-            train_steps(indices)
+            train_steps(tf.constant(indices))
         phrases, targets, weights = (array[epoch.ravel()] for array in samples)
         with quatrains.fast_dropout():
             plain = theirs.fit(phrases, targets, 13, 1, 0, sample_weight=weights, shuffle=False)
@@ -135,7 +135,7 @@ def test_each_epoch_has_all_samples_in_another_order_and_each_layer_another_seed
         epochs, seeds = [], []
         for epoch in range(9):
             rng = np.random.default_rng([seed, epoch])
-            epochs.append(quatrains.start_epoch(model, rng, 19, (2, 3, 4)))
+            epochs.append(quatrains.start_epoch(model, rng, 19, (2, 3, 4)).numpy())
             seeds += [variable.numpy()[0] for variable in model.non_trainable_variables]
         return np.reshape(epochs, (9, 24)), seeds
 
