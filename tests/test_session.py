@@ -164,8 +164,6 @@ def test_tensorflow_may_run_functions_eagerly(session):
     session.run("tf.config.run_functions_eagerly(False)")
 
 
-# ==== Packages ====
-
 REQUIREMENTS = (ROOT / "requirements.txt").read_text(encoding="utf-8")
 MISSING = (
     "quatrains: packages are missing: run `/.*/python -m pip install -r requirements.txt` in the "

@@ -149,8 +149,6 @@ def test_experiments_whose_names_end_alike_are_two_rows(verses):
     assert len({*rows}) == 2
 
 
-# ==== In the browser, through shadow roots and frames ====
-
 HELPERS = """
 function findAll(selector, root = document) {
   const inner = [...root.querySelectorAll('*')].flatMap(node => {
