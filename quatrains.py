@@ -269,11 +269,13 @@ def one_line_errors():
     sys.unraisablehook = repeat_interrupt
     try:
         yield
-    except (UsageError, KeyboardInterrupt) as error:
+    # A Ctrl-C that comes while TensorFlow builds a graph becomes a SystemError.
+    except (UsageError, KeyboardInterrupt, SystemError) as error:
         if INTERACTIVE:
             raise
-        print(f"quatrains: {str(error) or 'stopped'}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, UsageError) else 130)
+        wrong = isinstance(error, UsageError)
+        print(f"quatrains: {error if wrong else 'stopped'}", file=sys.stderr)
+        sys.exit(2 if wrong else 130)
     except BrokenPipeError:  # The reader of the output, such as `head`, has left.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit(141)
