@@ -255,7 +255,7 @@ def read_command_line(arguments: list) -> dict:
 
 
 def repeat_interrupt(ignored: Any):
-    """Repeat a Ctrl-C that Python has ignored, because it came while an object was being
+    """Repeat a Ctrl-C that Python has ignored because it came while an object was being
     deleted."""
     if ignored.exc_type is KeyboardInterrupt:
         threading.Timer(0.1, signal.raise_signal, [signal.SIGINT]).start()
@@ -266,16 +266,15 @@ def repeat_interrupt(ignored: Any):
 @contextlib.contextmanager
 def one_line_errors():
     """On a UsageError or Ctrl-C, outside notebooks, exit with one line instead of a traceback."""
-    sys.unraisablehook = repeat_interrupt
     try:
         yield
-    # A Ctrl-C that comes while TensorFlow builds a graph becomes a SystemError.
+    # TensorFlow turns a Ctrl-C that comes while it builds a graph into a SystemError.
     except (UsageError, KeyboardInterrupt, SystemError) as error:
         if INTERACTIVE:
             raise
-        wrong = isinstance(error, UsageError)
-        print(f"quatrains: {error if wrong else 'stopped'}", file=sys.stderr)
-        sys.exit(2 if wrong else 130)
+        is_usage_error = isinstance(error, UsageError)
+        print(f"quatrains: {error if is_usage_error else 'stopped'}", file=sys.stderr)
+        sys.exit(2 if is_usage_error else 130)
     except BrokenPipeError:  # The reader of the output, such as `head`, has left.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit(141)
@@ -297,6 +296,7 @@ def require_packages():
 if __name__ == "__main__":
     with one_line_errors():
         if not INTERACTIVE:
+            sys.unraisablehook = repeat_interrupt
             if hasattr(sys.stdout, "reconfigure"):  # Missing if it was redirected in Python.
                 # Files get UTF-8; "?" replaces characters that a terminal lacks.
                 encoding = None if sys.stdout.isatty() else "utf-8"
@@ -521,8 +521,8 @@ def describe_corpus(corpus: Corpus, settings: Settings):
     elif settings.whole_quatrains and settings.max_length < np.median(lengths):
         fitting = math.ceil(np.quantile(lengths, 0.9))
         print(
-            f"Most quatrains are longer than max_length = {settings.max_length}: to "
-            f"generate whole quatrains, use --max-length {fitting}, which fits 90% of them."
+            f"Most quatrains are longer than max_length = {settings.max_length}: "
+            f"to generate whole quatrains, use --max-length {fitting}, which fits 90% of them."
         )
 
 
@@ -608,10 +608,10 @@ def make_samples(corpus: Corpus, settings: Settings) -> list[Samples]:
     samples."""
     windows = make_windows(corpus, settings.phrase_len, settings.whole_quatrains)
     if len(windows) < 20:  # 5% of fewer samples is less than one.
-        lower = f", or lower phrase_len (now {settings.phrase_len})"
+        shorten = f", or lower phrase_len (now {settings.phrase_len})"
         raise UsageError(
             f"corpus {settings.corpus} gives {len(windows)} samples, but at least 20 are needed: "
-            f"set corpus to a longer text{'' if settings.whole_quatrains else lower}"
+            f"set corpus to a longer text{'' if settings.whole_quatrains else shorten}"
         )
     weights = (corpus.counts ** (0.5 if settings.class_weights else 0)).astype(np.float32)
     parts = np.split(windows, [int(0.95 * len(windows))])
@@ -803,7 +803,7 @@ class Draft(NamedTuple):
         return float(np.mean(self.log_ratios or 0))
 
 
-@dataclass
+@dataclass(eq=False)
 class QuatrainLM:
     """A trained language model that generates quatrains, with all that is needed to resume its
     training."""
@@ -971,7 +971,8 @@ def report_quotes(quatrains: list) -> str:
     """Describe the longest quote of several quatrains."""
     longest = max(quatrains, key=lambda quatrain: len(quatrain.quote))
     count, text = len(longest.quote), " ".join(longest.quote)
-    return f'Longest quote: {count} word{"s"[: count - 1]}, "{text}" ({longest.source}).'
+    words = "word" if count == 1 else "words"
+    return f'Longest quote: {count} {words}, "{text}" ({longest.source}).'
 
 
 # %% Checkpoint

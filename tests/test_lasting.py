@@ -171,6 +171,7 @@ def test_ctrl_c_while_an_object_is_deleted_ends_training(copied, monkeypatch):
 
     callback = keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: Deleted())
     monkeypatch.setattr(quatrains, "make_callbacks", lambda settings: [callback])
+    monkeypatch.setattr(sys, "unraisablehook", quatrains.repeat_interrupt)  # As in a command.
     assert run(**RESUME | {"runs": 300}) == 130
 
 
